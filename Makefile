@@ -1,0 +1,40 @@
+# make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
+# Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+DEMO_ARGS ?=
+
+.PHONY: demo test install install-test check clean
+
+demo: .venv/installed
+	$(BIN)/jacobinerf demo $(DEMO_ARGS)
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+install: .venv/installed
+install-test: .venv/installed-test
+
+.venv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found: install one, or say make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed: .venv/bin/uv pyproject.toml constraints.txt scripts/system_libraries.sh
+	sh scripts/system_libraries.sh
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e .
+	$(BIN)/python -m jacobinerf_ns.ffmpeg $(BIN)
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv demo_output outputs build *.egg-info .pytest_cache .ruff_cache

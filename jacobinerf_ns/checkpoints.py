@@ -1,0 +1,102 @@
+"""Checkpoints as dictionaries: reading them, and fitting what they hold to our model before a key is loaded."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jacobinerf_ns.errors import UserError
+
+MODEL_PREFIX = "_model."
+_NERFACTO_HEAD = re.compile(r"field\.mlp_head\.layers\.(\d+)\.(weight|bias)")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a nerfstudio checkpoint.
+
+    Stock methods leave numpy floats in it, which torch >= 2.6 refuses; those (and nothing else) are let through.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: give a file step-*.ckpt of a run's nerfstudio_models folder")
+    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # numpy 2, numpy 1
+    allowed = [multiarray.scalar, np.dtype, type(np.dtype(np.float64))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({first_line}): use an earlier one of the run"
+        ) from error
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint with the highest step in a `nerfstudio_models` folder."""
+    found = sorted(folder.glob("step-*.ckpt"))
+    if not found:
+        raise UserError(f"no step-*.ckpt in {folder}: give a run's nerfstudio_models folder, or --load-checkpoint FILE")
+    return found[-1]
+
+
+def model_state(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's entries of a pipeline's state, without prefixes and without what is not the model's own.
+
+    The datamanager's buffers are made from the capture, and LPIPS weights (in checkpoints of stock methods) are public.
+    """
+    state = {}
+    for key, value in pipeline_state.items():
+        key = key.removeprefix("module.")
+        if key.startswith(MODEL_PREFIX):
+            state[key.removeprefix(MODEL_PREFIX).removeprefix("module.")] = value
+    return {key: value for key, value in state.items() if not key.startswith("lpips.")}
+
+
+def is_nerfacto(state: Mapping[str, Tensor]) -> bool:
+    """Whether a model's state is that of plain nerfacto, whose colour head is one piece."""
+    return any(key.startswith(("field.mlp_head.layers.", "field.mlp_head.tcnn_encoding")) for key in state)
+
+
+def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain nerfacto's state with our names: the last layer of its colour head becomes the RGB layer.
+
+    What only a shaped model has (the pair threshold) keeps the value it has in `expected`.
+    """
+    if any("tcnn" in key or key.endswith(".params") for key in state):
+        raise UserError(
+            "the nerfacto checkpoint was trained with tiny-cuda-nn, which hides the last colour layer: "
+            "train nerfacto with --pipeline.model.implementation torch, or train jacobinerf from scratch"
+        )
+    head = [int(match.group(1)) for key in state if (match := _NERFACTO_HEAD.fullmatch(key))]
+    renamed = {"pair_threshold": expected["pair_threshold"]}
+    for key, value in state.items():
+        match = _NERFACTO_HEAD.fullmatch(key)
+        if match is None:
+            renamed[key] = value
+        elif int(match.group(1)) == max(head):
+            renamed[f"field.mlp_head.rgb_layer.{match.group(2)}"] = value
+        else:
+            renamed[f"field.mlp_head.trunk.layers.{match.group(1)}.{match.group(2)}"] = value
+    return renamed
+
+
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises a `UserError` unless a state has exactly the model's keys and shapes.
+
+    nerfstudio tolerates missing and extra keys in silence, and a model then runs on weights that were never trained.
+    """
+    advice = "load it with the options in its config.yml (ns-train jacobinerf --load-config config.yml)"
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    for keys, problem in ((missing, "lacks"), (extra, "has, and this model has not,")):
+        if keys:
+            raise UserError(f"the checkpoint {problem} {len(keys)} parameters (first: {keys[0]}): {advice}")
+    wrong = [key for key, value in expected.items() if state[key].shape != value.shape]
+    if wrong:
+        found, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise UserError(
+            f"the checkpoint's {wrong[0]} has shape {found}, this model's has {wanted} "
+            f"({len(wrong)} of {len(expected)} differ): {advice}"
+        )

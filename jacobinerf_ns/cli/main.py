@@ -1,0 +1,17 @@
+"""The `jacobinerf` command."""
+
+import tyro
+
+from jacobinerf_ns.cli.demo import Demo
+from jacobinerf_ns.cli.features import Features
+from jacobinerf_ns.errors import one_line_exit
+
+
+def entrypoint() -> None:
+    """Parses the command line and runs the command; bad input ends in one line and exit code 2."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"demo": Demo, "features": Features},
+        description="JacobiNeRF: train a radiance field once, click once, get the whole entity in every view.",
+    )
+    with one_line_exit():
+        command.main()

@@ -1,0 +1,99 @@
+"""The registered methods: one function, and what each method replaces in its result.
+
+Import-light on purpose: nerfstudio loads every plugin's config for every command, and one that fails breaks them all.
+"""
+
+from dataclasses import replace
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from jacobinerf_ns.datamanager import FeatureDataManagerConfig
+from jacobinerf_ns.model import JacobiNeRFModelConfig
+from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
+from jacobinerf_ns.schedulers import DecaySchedulerConfig
+from jacobinerf_ns.shaping import PAPER
+from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
+
+FULL_MODEL = JacobiNeRFModelConfig(
+    eval_num_rays_per_chunk=1 << 15,
+    average_init_density=0.01,
+    camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+)
+LITE_MODEL = replace(
+    FULL_MODEL,
+    implementation="torch",
+    eval_num_rays_per_chunk=2048,
+    num_levels=8,
+    log2_hashmap_size=15,
+    max_res=512,
+    num_proposal_samples_per_ray=(64, 32),
+    num_nerf_samples_per_ray=24,
+    camera_optimizer=CameraOptimizerConfig(mode="off"),
+    use_appearance_embedding=False,
+    shaping_start_step=600,
+)
+PAPER_MODEL = replace(
+    FULL_MODEL,
+    shaping_start_step=30000,
+    num_shaping_rays=64,
+    detach_rendering_weights=False,
+    shaping=PAPER,
+)
+
+
+def trainer_config(
+    name: str, model: JacobiNeRFModelConfig, steps: int, rays: int, decay_steps: int, lr_final: float
+) -> JacobiNeRFTrainerConfig:
+    """A method: nerfacto's optimisers and logging around a model.
+
+    Args:
+        name: the method's name on the command line and in config.yml.
+        model: what is trained.
+        steps: training steps.
+        rays: rays per training step.
+        decay_steps: steps over which learning rates fall from 1e-2 to `lr_final`.
+        lr_final: learning rate at the end of the decay.
+    """
+    group = {
+        "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-15),
+        "scheduler": DecaySchedulerConfig(lr_final=lr_final, max_steps=decay_steps),
+    }
+    camera_group = {
+        "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
+        "scheduler": DecaySchedulerConfig(lr_final=1e-4, max_steps=5000),
+    }
+    return JacobiNeRFTrainerConfig(
+        method_name=name,
+        max_num_iterations=steps,
+        steps_per_save=2000,
+        steps_per_eval_batch=500,
+        mixed_precision=True,
+        pipeline=JacobiNeRFPipelineConfig(
+            datamanager=FeatureDataManagerConfig(train_num_rays_per_batch=rays, eval_num_rays_per_batch=rays),
+            model=model,
+        ),
+        optimizers={"proposal_networks": group, "fields": group, "camera_opt": camera_group},
+        viewer=ViewerConfig(num_rays_per_chunk=model.eval_num_rays_per_chunk),
+        vis="viewer+tensorboard",
+    )
+
+
+jacobinerf = MethodSpecification(
+    config=trainer_config("jacobinerf", FULL_MODEL, steps=30000, rays=4096, decay_steps=200000, lr_final=1e-4),
+    description="JacobiNeRF on nerfacto: click once, get the whole entity in every view.",
+)
+jacobinerf_lite = MethodSpecification(
+    config=replace(
+        trainer_config("jacobinerf-lite", LITE_MODEL, steps=1200, rays=512, decay_steps=1200, lr_final=1e-3),
+        mixed_precision=False,
+        steps_per_save=500,
+    ),
+    description="JacobiNeRF for CPUs and small GPUs: minutes on two cores.",
+)
+jacobinerf_paper = MethodSpecification(
+    config=trainer_config("jacobinerf-paper", PAPER_MODEL, steps=40000, rays=4096, decay_steps=200000, lr_final=1e-4),
+    description="JacobiNeRF with the paper's schedule and loss: plain training, then 10,000 shaping steps of 64 rays.",
+)

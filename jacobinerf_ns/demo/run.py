@@ -1,0 +1,131 @@
+"""The demo: room, plain training, shaping, and a contact sheet of both."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from jacobinerf_ns import evaluation
+from jacobinerf_ns.config import jacobinerf_lite
+from jacobinerf_ns.demo.capture import write_capture
+from jacobinerf_ns.evaluation import OneClickReport, RenderedView
+from jacobinerf_ns.features.choices import ExtractorConfig
+from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.jacobian import cosine_response
+from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
+from jacobinerf_ns.training import train
+
+CONSOLE = Console()
+CLICKED_THINGS = ("chair", "cushion", "lamp")
+"""Classes whose largest visible member is clicked for the contact sheet."""
+
+
+def run_demo(output_dir: Path, extractor: ExtractorConfig, views: int, width: int, seed: int) -> None:
+    """Makes the room, trains `jacobinerf-lite` on it, and writes `contact_sheet.png` and `numbers.json`.
+
+    The unshaped field is the same run at the step where its shaping starts.
+    """
+    output_dir = output_dir.absolute()
+    with Progress() as progress:
+        task = progress.add_task("Ray tracing the room", total=views)
+        room = write_capture(
+            output_dir / "room",
+            num_views=views,
+            width=width,
+            height=width * 3 // 4,
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    config = deepcopy(jacobinerf_lite.config)
+    assert isinstance(config, JacobiNeRFTrainerConfig)
+    config.machine.seed = seed
+    config.pipeline.datamanager.extractor = extractor
+    plain, shaped = _train_in_two_stages(config, room, output_dir / "outputs")
+    reports = {}
+    sheets = []
+    for name, trainer in (("unshaped", plain), ("shaped", shaped)):
+        reports[name] = evaluation.evaluate_one_click(trainer.pipeline)
+        sheets.append(trainer.pipeline)
+    write_contact_sheet(output_dir / "contact_sheet.png", *sheets)
+    with atomic_write(output_dir / "numbers.json") as temporary:
+        numbers = {"teacher": type(extractor).__name__, **{name: report.as_dict() for name, report in reports.items()}}
+        temporary.write_text(json.dumps(numbers, indent=2))
+    _print_reports(reports)
+    run = shaped.config.get_base_dir() / "config.yml"
+    CONSOLE.print(f"\nPictures: {output_dir / 'contact_sheet.png'}\nThe run:  {run}", soft_wrap=True)
+    CONSOLE.print(f"Walk around in it: ns-viewer --load-config {run}", soft_wrap=True)
+
+
+def _train_in_two_stages(
+    config: JacobiNeRFTrainerConfig, room: Path, outputs: Path
+) -> tuple[JacobiNeRFTrainer, JacobiNeRFTrainer]:
+    start, total = config.pipeline.model.shaping_start_step, config.max_num_iterations
+    config.max_num_iterations = start
+    plain = train(config, "Training, not shaped", room, outputs)
+    config.load_dir, config.max_num_iterations = plain.checkpoint_dir, total - start
+    return plain, train(config, "Training, shaped", room, outputs)
+
+
+def _print_reports(reports: dict[str, OneClickReport]) -> None:
+    table = Table(title="Held-out views of the demo room")
+    for heading in ("", "PSNR (dB)", "cosine same class", "different class", "mIoU, one click a class", "whole view"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, report in reports.items():
+        values = (report.cosine_same, report.cosine_different, report.mean_click_miou, report.dense_miou)
+        table.add_row(name, f"{report.psnr:.2f}", *(f"{value:.3f}" for value in values))
+    CONSOLE.print(table)
+
+
+def write_contact_sheet(path: Path, unshaped: JacobiNeRFPipeline, shaped: JacobiNeRFPipeline) -> None:
+    """A row per click: photograph, rendering, resonance before and after shaping, and in a view nobody clicked in."""
+    data = shaped.datamanager
+    frames = data.frames("train")
+    classes = evaluation.read_class_maps(frames)
+    place = evaluation.view_with_most_classes(classes)
+    names = data.train_dataparser_outputs.metadata["classes"]
+    wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
+    camera = data.train_dataset.cameras[place : place + 1]
+    photo = data.train_dataset[place]["image"][..., :3]
+    before, after = (evaluation.render_view(pipeline.model, camera) for pipeline in (unshaped, shaped))
+    other = len(data.eval_dataset) // 2
+    other_photo = data.eval_dataset[other]["image"][..., :3]
+    elsewhere = evaluation.render_view(shaped.model, data.eval_dataset.cameras[other : other + 1])
+    rows = []
+    for label in wanted:
+        row, col = centre_pixel(classes[place] == label)
+        resonance = [
+            heat_map(_resonance(view, clicked, (row, col)))
+            for view, clicked in ((before, before), (after, after), (elsewhere, after))
+        ]
+        rows.append(
+            [
+                Tile(photo, f"photo, click on: {names[label]}", (row, col)),
+                Tile(after.rgb, "rendering"),
+                Tile(resonance[0], "resonance, unshaped", (row, col)),
+                Tile(resonance[1], "resonance, shaped", (row, col)),
+                Tile(other_photo, "a held-out photo"),
+                Tile(resonance[2], "its resonance, shaped"),
+            ]
+        )
+    write_sheet(path, rows)
+
+
+def _resonance(view: RenderedView, clicked: RenderedView, pixel: tuple[int, int]) -> Tensor:
+    direction = clicked.jacobians[pixel[0], pixel[1]][None]
+    return cosine_response(view.jacobians.flatten(0, 1), direction).view(view.rgb.shape[:2])
+
+
+def centre_pixel(mask: Int[Tensor, "height width"]) -> tuple[int, int]:
+    """The pixel of a mask farthest from its outline: where a person would click."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = torch.from_numpy(distance_transform_edt(mask.numpy()))
+    row, col = divmod(int(depth.argmax()), mask.shape[1])
+    return row, col

@@ -1,0 +1,165 @@
+"""How well a trained field knows what belongs together: held-out views, labels by clicks simulated from ground truth.
+
+Letters of `metrics.py`. A click's prototype is the Jacobian of the clicked pixel; every held-out pixel takes the class of
+the prototype that its own Jacobian has the largest cosine with.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from rich.progress import track
+from torch import Tensor
+
+from jacobinerf_ns import metrics
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Frame
+from jacobinerf_ns.jacobian import cosine_response
+from jacobinerf_ns.label_maps import VOID_ID, read_label_map
+from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+
+
+class Click(NamedTuple):
+    """One labelled pixel."""
+
+    row: int
+    col: int
+    label: int
+
+
+class RenderedView(NamedTuple):
+    """Colour and Jacobians of a view, from one query of the field."""
+
+    rgb: Float[Tensor, "height width channels"]
+    jacobians: Float[Tensor, "height width dims"]
+
+
+@dataclass(frozen=True)
+class OneClickReport:
+    """Scores of one trained field on its held-out views."""
+
+    psnr: float
+    """Mean over the held-out views, dB."""
+    cosine_same: float
+    """Mean Jacobian cosine of pixel pairs of one class."""
+    cosine_different: float
+    """The same of pairs of different classes."""
+    cosine_gap: float
+    """The one minus the other."""
+    click_miou: tuple[float, ...]
+    """Pooled mIoU by one click per class, per click seed."""
+    dense_miou: float
+    """Pooled mIoU with every pixel of the clicked view labelled, nearest neighbour."""
+    clicked_view: str
+    """File name of the clicked view: the training view with most classes."""
+
+    @property
+    def mean_click_miou(self) -> float:
+        """Mean over the click seeds."""
+        return sum(self.click_miou) / len(self.click_miou)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the mean."""
+        return {**asdict(self), "mean_click_miou": self.mean_click_miou}
+
+
+def read_class_maps(frames: Sequence[Frame]) -> Int[Tensor, "views height width"]:
+    """Class maps of frames of one size; a `UserError` where the capture has none."""
+    bare = [frame for frame in frames if frame.semantics is None]
+    if bare:
+        raise UserError(f"no label map for {bare[0].path.name}: evaluation needs semantics_path per frame")
+    paths = [frame.semantics for frame in frames if frame.semantics is not None]
+    maps = [read_label_map(path, f.size, f.original_size) for path, f in zip(paths, frames, strict=True)]
+    return torch.stack(maps)
+
+
+def view_with_most_classes(class_maps: Int[Tensor, "views height width"]) -> int:
+    """Where a sensible annotator would click; the first of equals."""
+    counts = [len(view[view != VOID_ID].unique()) for view in class_maps]
+    return counts.index(max(counts))
+
+
+def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[Click]:
+    """A uniformly drawn pixel of each class of a view."""
+    generator = torch.Generator().manual_seed(seed)
+    clicks = []
+    for label in class_map[class_map != VOID_ID].unique().tolist():
+        pixels = (class_map == label).nonzero()
+        row, col = pixels[int(torch.randint(len(pixels), (1,), generator=generator))].tolist()
+        clicks.append(Click(row, col, label))
+    return clicks
+
+
+@torch.no_grad()
+def render_view(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
+    """One held-out or training view; the model has to be in eval mode."""
+    rgb, jacobians = model.get_rgb_and_jacobians_for_camera(camera)
+    return RenderedView(rgb.cpu(), jacobians.cpu())
+
+
+def nearest_label(
+    vectors: Float[Tensor, "pixels dims"], prototypes: Float[Tensor, "labels dims"], labels: Int[Tensor, "labels"]
+) -> Int[Tensor, "pixels"]:
+    """Label of the prototype with the largest cosine, in chunks that bound the memory for many prototypes."""
+    return torch.cat([labels[cosine_response(part, prototypes).argmax(-1)] for part in vectors.split(8192)])
+
+
+def score_vectors(
+    clicked: Float[Tensor, "height width dims"],
+    held_out: Float[Tensor, "pixels dims"],
+    clicked_classes: Int[Tensor, "height width"],
+    held_out_classes: Int[Tensor, "pixels"],
+    click_seeds: Sequence[int],
+) -> tuple[tuple[float, ...], float]:
+    """(mIoU per click seed, mIoU from the whole label map of the clicked view) of any pixel vectors by nearest prototype.
+
+    The same protocol for Jacobians and for a teacher's features, so that their numbers compare.
+    """
+    num_classes = int(max(clicked_classes.max(), held_out_classes.max())) + 1
+
+    def miou(prototypes: Tensor, labels: Tensor) -> float:
+        predicted = nearest_label(held_out, prototypes, labels)
+        return metrics.scores(metrics.confusion_matrix(predicted, held_out_classes, num_classes)).miou
+
+    by_click = []
+    for seed in click_seeds:
+        clicks = one_click_per_class(clicked_classes, seed)
+        prototypes = torch.stack([clicked[click.row, click.col] for click in clicks])
+        by_click.append(miou(prototypes, torch.tensor([click.label for click in clicks])))
+    known = clicked_classes != VOID_ID
+    return tuple(by_click), miou(clicked[known], clicked_classes[known])
+
+
+def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] = (0, 1, 2, 3)) -> OneClickReport:
+    """Renders the held-out views and the training view with most classes, and scores them."""
+    data = pipeline.datamanager
+    frames, held_out = data.frames("train"), data.frames("eval")
+    train_maps, truth = read_class_maps(frames), read_class_maps(held_out)
+    place = view_with_most_classes(train_maps)
+    pipeline.eval()
+    views = list(_render_eval_views(pipeline))
+    clicked = render_view(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
+    vectors, classes = torch.cat([view.jacobians.flatten(0, 1) for view in views]), truth.flatten()
+    by_click, dense = score_vectors(clicked, vectors, train_maps[place], classes, click_seeds)
+    gap = metrics.cosine_gap(vectors, classes)
+    photos = [data.eval_dataset[i]["image"][..., :3] for i in range(len(views))]
+    psnr = [metrics.psnr(view.rgb, photo) for view, photo in zip(views, photos, strict=True)]
+    return OneClickReport(
+        psnr=sum(psnr) / len(psnr),
+        cosine_same=gap.same,
+        cosine_different=gap.different,
+        cosine_gap=gap.gap,
+        click_miou=by_click,
+        dense_miou=dense,
+        clicked_view=frames[place].path.name,
+    )
+
+
+def _render_eval_views(pipeline: JacobiNeRFPipeline) -> Iterator[RenderedView]:
+    cameras = pipeline.datamanager.eval_dataset.cameras
+    for i in track(range(len(cameras)), description="Rendering held-out views"):
+        yield render_view(pipeline.model, cameras[i : i + 1])

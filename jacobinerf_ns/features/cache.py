@@ -1,0 +1,142 @@
+"""Features on disk: one half-precision file per image, whole or not there, read through a memory map.
+
+A file's name is made of everything that its features depend on, so it never has to be told apart from a stale one.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame, file_digest
+from jacobinerf_ns.files import atomic_write
+
+_SUFFIX = ".safetensors"
+_HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.
+
+
+class DamagedFile(Exception):
+    """A cached file that is cut short, of another layout, or holds values that are no numbers."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `fill` did."""
+
+    paths: list[Path]
+    """One file per item, in the order of the items (equal items share a file)."""
+    made: int
+    """How many had to be made."""
+    seconds: float
+    """How long that took."""
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/jacobinerf-ns/features`, by default below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jacobinerf-ns" / "features"
+
+
+def extract_all(extractor: Extractor, frames: Sequence[Frame], cache_dir: Path | None = None) -> Filled:
+    """Sees to it that the features of all frames are on disk, in a folder per extractor; extracts only missing ones.
+
+    Errors: `UserError` from the extractor, or for features that are not finite. What was extracted before stays.
+    """
+    extractor.check(frames)
+    folder = (cache_dir or default_cache_dir()).expanduser().absolute() / extractor.fingerprint()[:20]
+    keys = [frame_key(extractor, frame) for frame in frames]
+
+    def make(i: int) -> tuple[FeatureGrid, Path]:
+        return extractor.extract(frames[i]), Path(extractor.sources(frames[i])[0])
+
+    return fill(folder, keys, make, "Extracting features")
+
+
+def frame_key(extractor: Extractor, frame: Frame) -> str:
+    """Hash of the bytes of all files, and of the facts, that the features of a frame depend on (settings excluded)."""
+    parts = [file_digest(source) if isinstance(source, Path) else source for source in extractor.sources(frame)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureGrid, Path]], title: str) -> Filled:
+    """Makes the files `folder/key` that are missing or damaged, one after the other, with a progress bar.
+
+    Each file is renamed into place when it is complete: interrupt it at any time, the next call goes on from there.
+    `make` takes the number of an item, and gives its grid and the file to blame if that is not finite.
+    """
+    paths = [folder / f"{key}{_SUFFIX}" for key in keys]
+    damaged = {path for path in set(paths) if path.exists() and not _is_whole(path)}
+    todo = {path: i for i, path in enumerate(paths) if path in damaged or not path.exists()}
+    console, start = Console(), time.perf_counter()
+    if damaged:
+        text = f"[yellow]warning: {len(damaged)} damaged feature file(s) in {folder} are made again"
+        console.print(text, soft_wrap=True)
+    if todo:
+        with _progress(console) as progress:
+            for path, i in progress.track(todo.items(), description=title):
+                write_grid(path, *make(i))
+    return Filled(paths, len(todo), time.perf_counter() - start)
+
+
+def write_grid(path: Path, grid: FeatureGrid, source: Path) -> None:
+    """Writes a grid in half precision, atomically. Errors: `UserError` naming `source` for values that do not fit."""
+    from safetensors.torch import save_file
+
+    if not torch.isfinite(grid.values).all():
+        raise UserError(f"the features of {source} are not all finite: correct the file, or choose another teacher")
+    half = grid.values.detach().cpu().half().contiguous()
+    if not torch.isfinite(half).all():
+        raise UserError(
+            f"the features of {source} reach {grid.values.abs().max():g}, and half precision ends at 65504: "
+            "scale them down"
+        )
+    geometry = {"origin": grid.origin, "step": grid.step, "shape": list(half.shape)}
+    with atomic_write(path) as temporary:
+        save_file({"features": half}, temporary, metadata={"grid": json.dumps(geometry)})
+
+
+def read_grid(path: Path) -> FeatureGrid:
+    """A cached grid; its values are a memory map of the file: they cost no memory that the system cannot take back.
+
+    Errors: `DamagedFile` when the file is missing, cut short or of another layout (its values are not looked at).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            values = opened.get_tensor("features")
+            geometry = json.loads((opened.metadata() or {})["grid"])
+        grid = FeatureGrid(values, tuple(geometry["origin"]), tuple(geometry["step"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise DamagedFile(path) from error
+    if values.dtype != torch.float16 or values.ndim != 3 or list(values.shape) != geometry.get("shape"):
+        raise DamagedFile(path)
+    return grid
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        bits = read_grid(path).values.view(torch.int16).numpy().view(np.uint16)
+    except DamagedFile:
+        return False
+    return all(bool(((row & _HALF_EXPONENT) != _HALF_EXPONENT).all()) for row in bits)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} images/s", style="progress.data.speed")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -1,0 +1,148 @@
+"""Vision transformers from Hugging Face, by id or from a folder; without network it fails fast and says what to do."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.cache import default_cache_dir
+
+_CONNECT_TIMEOUT = 5.0
+"""Seconds. The hub's own client retries for 23 seconds before it admits that there is no network."""
+_UNUSED = ("pooler.", "mask_token")
+"""Parameters many checkpoints lack, and features never see."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded transformer, in evaluation mode and float32."""
+
+    model: nn.Module
+    digest: str
+    """Hash of the weights that came from the checkpoint."""
+    mean: tuple[float, ...]
+    """Mean colour of the images it was trained on, RGB 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation of their colours."""
+
+
+def models_folder(model: str) -> Path:
+    """The folder where a model that was downloaded by hand is looked for."""
+    return default_cache_dir().parent / "models" / model.strip("/").replace("/", "--")
+
+
+def load_backbone(model: str) -> Backbone:
+    """Loads a model from a folder, from `models_folder`, from the hub's cache, or from the hub, in this order.
+
+    Errors: `UserError` when it is in none of these, or its weights do not fill the architecture.
+    """
+    given = Path(model).expanduser()
+    by_hand = models_folder(model)
+    local = next((folder for folder in (given, by_hand) if (folder / "config.json").is_file()), None)
+    if local is not None:
+        return _load(model, str(local), offline=True)
+    if given.is_dir() or given.is_absolute() or model.startswith("."):
+        found = "has no config.json" if given.is_dir() else "does not exist"
+        raise UserError(f"model folder {model} {found}: put config.json and model.safetensors of a transformer there")
+    try:
+        return _load(model, model, offline=True)
+    except FileNotFoundError:
+        pass
+    reason = _why_unreachable(model)
+    if reason is None:
+        try:
+            return _load(model, model, offline=False)
+        except FileNotFoundError as error:
+            reason = _first_line(error)
+    raise UserError(
+        f"model {model} was not found on this computer and could not be fetched ({reason}): put config.json and "
+        f"model.safetensors from https://huggingface.co/{model} into {by_hand}, or give a folder that has them with "
+        "--model, or use the handcrafted teacher, which needs no download"
+    )
+
+
+def _load(name: str, source: str, offline: bool) -> Backbone:
+    """Loads from a folder or an id. Errors: `FileNotFoundError`: it is not there; `UserError`: it is no good."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    try:
+        with _quiet():
+            model, report = AutoModel.from_pretrained(source, local_files_only=offline, output_loading_info=True)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise UserError(f"model folder {source} cannot be loaded ({_first_line(error)}): fill it again") from error
+        raise FileNotFoundError(_first_line(error)) from error
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {name} cannot be loaded ({_first_line(error)}): give a vision transformer") from error
+    invented = {key for key in report["missing_keys"] if not key.startswith(_UNUSED) and not key.endswith(_UNUSED)}
+    if invented:
+        raise UserError(
+            f"the weights of model {name} lack {len(invented)} parameters (first: {min(invented)}): "
+            "its config.json and its weights do not belong together"
+        )
+    mean, std = _normalisation(source, offline)
+    model = model.eval().float().requires_grad_(False)
+    return Backbone(model, _digest(model, set(report["missing_keys"])), mean, std)
+
+
+def _digest(model: nn.Module, left_out: set[str]) -> str:
+    """Hash over names, shapes and values; parameters that were drawn at random at loading are left out."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        if key not in left_out:
+            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _normalisation(source: str, offline: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation from the model's image processor, ImageNet's if it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(source, "preprocessor_config.json", local_files_only=offline)
+        settings: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        settings = {}
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    return (tuple(mean), tuple(std)) if mean and std else _IMAGENET
+
+
+def _why_unreachable(model: str) -> str | None:
+    """Asks the hub once about a model. None: it is there."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(model, timeout=_CONNECT_TIMEOUT)
+    except Exception as error:  # Network, proxy, refusal, bad id: the client's errors have no common base.
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the load report (it warns of the missing pooler) and the bar over shards; download bars stay."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,97 @@
+"""Teacher of chosen quality, made from the data's own label maps: stands in where no weights are to be had."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, file_digest, fingerprint_of, pool_cells
+from jacobinerf_ns.label_maps import VOID_ID, read_label_map
+
+DIMENSIONS = 64
+_CLASS, _INSTANCE, _NOISE = range(3)  # Keeps the random streams of one seed apart.
+
+
+@dataclass
+class OracleConfig:
+    """Noisy ground truth from label maps (results that used it must say so)."""
+
+    noise: float = 1.0
+    """Gaussian noise per patch, relative: at 1 the noise vector is as long as the mean feature (std of each component =
+    noise x mean length / 8)."""
+    patch_size: int = 8
+    """Side of the squares over which the labels are averaged, pixels of the training image."""
+    per_instance: bool = False
+    """Also tell instances of one class apart (adds one random vector per instance)."""
+    seed: int = 0
+    """Seed of the class vectors and of the noise."""
+
+    def setup(self, device: torch.device | str = "cpu") -> "OracleExtractor":
+        """The extractor; it works on the CPU whatever the device."""
+        return OracleExtractor(self)
+
+
+class OracleExtractor:
+    """Averages a fixed random unit vector per class over patches, and adds noise."""
+
+    def __init__(self, config: OracleConfig) -> None:
+        if config.patch_size < 1 or config.noise < 0:
+            raise UserError(
+                f"oracle: patch size {config.patch_size} and noise {config.noise:g} given, "
+                "expected a size of at least 1 pixel and a noise of at least 0"
+            )
+        self.config = config
+
+    def fingerprint(self) -> str:
+        """Hash of the settings."""
+        return fingerprint_of("oracle", self.config)
+
+    def check(self, frames: Sequence[Frame]) -> None:
+        """Errors: `UserError` when frames have no label map of a kind that is needed."""
+        for kind in ("semantics", "instances") if self.config.per_instance else ("semantics",):
+            bare = [frame for frame in frames if getattr(frame, kind) is None]
+            if bare:
+                raise UserError(
+                    f"the oracle teacher needs label maps, and {len(bare)} of {len(frames)} images have no {kind} map "
+                    f"(first: {bare[0].path.name}): give {kind}_path per frame in transforms.json, or choose another "
+                    "teacher (dino, handcrafted, precomputed)"
+                )
+
+    def sources(self, frame: Frame) -> Sequence[Path | str]:
+        """Label maps, the size they are read at, and the image, whose bytes seed the noise."""
+        return [frame.path, *self._label_paths(frame), f"{frame.size} of {frame.original_size}"]
+
+    def extract(self, frame: Frame) -> FeatureGrid:
+        """Grid of `patch_size` cells, made to tile the image evenly where its size is not a multiple.
+
+        The noise is seeded by the bytes of the image, so it differs between images and is the same wherever they lie.
+        """
+        maps = [read_label_map(p, frame.size, frame.original_size) for p in self._label_paths(frame)]
+        pixels = self._vectors(_CLASS, maps[0])
+        if len(maps) > 1:
+            pixels = pixels + self._vectors(_INSTANCE, maps[1])
+        clean = pool_cells(pixels, self.config.patch_size)
+        return covering_grid(clean + self._noise(clean, file_digest(frame.path)))
+
+    def _label_paths(self, frame: Frame) -> list[Path]:
+        paths = [frame.semantics, frame.instances] if self.config.per_instance else [frame.semantics]
+        return [path for path in paths if path is not None]
+
+    def _vectors(self, stream: int, labels: Int[Tensor, "height width"]) -> Float[Tensor, "height width dim"]:
+        """Unit vector of each label; void, about which nothing is known, has the zero vector."""
+        ids, place = labels.unique(return_inverse=True)
+        streams = [np.random.default_rng([self.config.seed, stream, label]) for label in ids.tolist()]
+        table = np.stack([rng.normal(size=DIMENSIONS) for rng in streams])
+        table /= np.linalg.norm(table, axis=1, keepdims=True)
+        table[ids.numpy() == VOID_ID] = 0
+        return torch.from_numpy(table).float()[place]
+
+    def _noise(self, clean: Float[Tensor, "rows cols dim"], image: str) -> Float[Tensor, "rows cols dim"]:
+        rng = np.random.default_rng([self.config.seed, _NOISE, int(image[:16], 16)])
+        std = self.config.noise * clean.norm(dim=-1).mean() / DIMENSIONS**0.5
+        return torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype=np.float32)) * std

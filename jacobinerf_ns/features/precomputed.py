@@ -1,0 +1,105 @@
+"""Features of one's own (CLIP, LSeg, SAM, ...), read from a folder of arrays."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
+
+SUFFIXES = (".npy", ".safetensors")
+
+
+@dataclass
+class PrecomputedConfig:
+    """Features of your own: one array per image, of any resolution and dimension."""
+
+    folder: Path = Path("features")
+    """Folder with one .npy or .safetensors file per image, named like the image (0001.png: 0001.npy)."""
+    layout: Literal["rows-cols-dim", "dim-rows-cols"] = "rows-cols-dim"
+    """Order of the axes of the arrays. Their cells are taken to tile the whole image evenly."""
+
+    def setup(self, device: torch.device | str = "cpu") -> "PrecomputedExtractor":
+        """The extractor; it works on the CPU whatever the device."""
+        return PrecomputedExtractor(self)
+
+
+class PrecomputedExtractor:
+    """Reads arrays that somebody else has made."""
+
+    def __init__(self, config: PrecomputedConfig) -> None:
+        self.config = config
+        self.folder = config.folder.expanduser().absolute()
+
+    def fingerprint(self) -> str:
+        """Hash of the layout. The arrays' bytes are part of each frame's key, so the folder may be moved."""
+        return fingerprint_of("precomputed", self.config, ignore=["folder"])
+
+    def check(self, frames: Sequence[Frame]) -> None:
+        """Errors: `UserError` when the folder or files in it are missing, or one file would serve several images."""
+        if not self.folder.is_dir():
+            raise UserError(f"feature folder {self.folder} does not exist: give the folder with one array per image")
+        missing = [frame for frame in frames if self._find(frame) is None]
+        if missing:
+            raise UserError(
+                f"{self.folder} lacks features for {len(missing)} of {len(frames)} images (first: "
+                f"{missing[0].path.stem}.npy or .safetensors): add the files, or choose another teacher"
+            )
+        stem, count = Counter(frame.path.stem for frame in frames).most_common(1)[0]
+        if count > 1:
+            raise UserError(
+                f"{count} images are named {stem}, and {self.folder} can hold features for one of that name: "
+                "give the images different names"
+            )
+
+    def sources(self, frame: Frame) -> Sequence[Path | str]:
+        """The array's file."""
+        return [self._path(frame)]
+
+    def extract(self, frame: Frame) -> FeatureGrid:
+        """The array as it is, its cells taken to tile the image. Errors: `UserError` naming an unusable file."""
+        path = self._path(frame)
+        values = _load(path)
+        if values.ndim != 3 or 0 in values.shape:
+            raise UserError(f"{path} holds an array of shape {tuple(values.shape)}, expected {self.config.layout}")
+        if self.config.layout == "dim-rows-cols":
+            values = values.permute(1, 2, 0)
+        return covering_grid(values)
+
+    def _find(self, frame: Frame) -> Path | None:
+        candidates = [self.folder / f"{frame.path.stem}{suffix}" for suffix in SUFFIXES]
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _path(self, frame: Frame) -> Path:
+        path = self._find(frame)
+        assert path is not None, "check() comes first"
+        return path
+
+
+def _load(path: Path) -> Float[Tensor, "..."]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            if array.dtype.kind not in "fiu":
+                raise UserError(f"{path} holds {array.dtype}, expected real numbers")
+            return torch.from_numpy(array.astype(np.float32))
+        tensors = load_file(path)
+    except (OSError, EOFError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a plain array ({error}): save it with numpy.save") from error
+    if "features" not in tensors and len(tensors) != 1:
+        raise UserError(f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}): name one features")
+    return tensors.get("features", next(iter(tensors.values()))).float()

@@ -1,0 +1,120 @@
+"""Nerfacto's field with a colour head whose last layer is a plain linear layer, open to Jacobians."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.field_components.mlp import MLP
+from nerfstudio.fields.nerfacto_field import NerfactoField
+from torch import Tensor, nn
+
+ShapedLayers = Literal["rgb", "rgb+trunk"]
+
+
+@dataclass
+class FieldTrace:
+    """What one field query leaves behind for Jacobians (letters of `jacobian.py`)."""
+
+    ray_samples: RaySamples
+    density: Float[Tensor, "rays samples 1"]
+    colours: Float[Tensor, "rays samples channels"]
+    activations: Float[Tensor, "rays samples hidden"]
+    inputs: Float[Tensor, "rays samples inputs"] | None
+    """Inputs of the last trunk layer; None where the trunk is one fused tiny-cuda-nn kernel that hides them."""
+
+
+class ColourHead(nn.Module):
+    """Nerfacto's colour head cut open before its last layer: a trunk ending in ReLU, a linear RGB layer, a sigmoid.
+
+    The trunk may be tiny-cuda-nn; the RGB layer is always torch, since a fused kernel would hide it.
+    """
+
+    def __init__(self, in_dim: int, hidden: int, num_layers: int, implementation: Literal["tcnn", "torch"]) -> None:
+        super().__init__()
+        self.trunk = MLP(
+            in_dim=in_dim,
+            num_layers=num_layers - 1,
+            layer_width=hidden,
+            out_dim=hidden,
+            activation=nn.ReLU(),
+            out_activation=nn.ReLU(),
+            implementation=implementation,
+        )
+        self.rgb_layer = nn.Linear(hidden, 3)
+        self.records: list[tuple[Tensor | None, Tensor]] | None = None
+
+    def forward(self, features: Float[Tensor, "points features"]) -> Float[Tensor, "points channels"]:
+        """Colour in 0..1 of points, from their direction, geometry and appearance features."""
+        inputs, activations = self.hidden(features)
+        if self.records is not None:
+            self.records.append((inputs, activations))
+        return torch.sigmoid(self.rgb_layer(activations.to(self.rgb_layer.weight.dtype)))
+
+    def hidden(
+        self, features: Float[Tensor, "points features"]
+    ) -> tuple[Float[Tensor, "points inputs"] | None, Float[Tensor, "points hidden"]]:
+        """Inputs of the last trunk layer (None for a fused trunk) and trunk activations."""
+        if self.trunk.tcnn_encoding is not None:
+            return None, self.trunk(features)
+        inputs = features
+        for layer in self.trunk.layers[:-1]:
+            inputs = torch.relu(layer(inputs))
+        return inputs, torch.relu(self.trunk.layers[-1](inputs))
+
+
+class JacobiNeRFField(NerfactoField):
+    """`NerfactoField` that can record trunk activations while it answers a query.
+
+    Recording is on for one query at a time (`with field.recording() as traces`): nothing is kept alive between queries,
+    and the ordinary path costs nothing.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        num_layers_color: int = 3,
+        hidden_dim_color: int = 64,
+        implementation: Literal["tcnn", "torch"] = "tcnn",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            num_layers_color=num_layers_color,
+            hidden_dim_color=hidden_dim_color,
+            implementation=implementation,
+            **kwargs,
+        )
+        in_dim = self.direction_encoding.get_out_dim() + self.geo_feat_dim + self.appearance_embedding_dim
+        self.mlp_head = ColourHead(in_dim, hidden_dim_color, num_layers_color, implementation)
+        self._traces: list[FieldTrace] | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[FieldTrace]]:
+        """Collects one `FieldTrace` per `forward` inside the block."""
+        self._traces, self.mlp_head.records = [], []
+        try:
+            yield self._traces
+        finally:
+            self._traces, self.mlp_head.records = None, None
+
+    def forward(self, ray_samples: RaySamples, compute_normals: bool = False) -> dict[FieldHeadNames, Tensor]:
+        """Density and colour of samples, as nerfacto's field answers; recorded when recording."""
+        outputs = super().forward(ray_samples, compute_normals=compute_normals)
+        if self._traces is not None and self.mlp_head.records is not None:
+            inputs, activations = self.mlp_head.records.pop()
+            shape = outputs[FieldHeadNames.RGB].shape[:-1]
+            self._traces.append(
+                FieldTrace(
+                    ray_samples=ray_samples,
+                    density=outputs[FieldHeadNames.DENSITY],
+                    colours=outputs[FieldHeadNames.RGB],
+                    activations=activations.view(*shape, -1),
+                    inputs=None if inputs is None else inputs.view(*shape, -1),
+                )
+            )
+        return outputs

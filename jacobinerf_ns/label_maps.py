@@ -1,0 +1,116 @@
+"""Ground-truth label maps of a capture: index PNGs of classes and instances, and the names of the classes.
+
+Only the oracle teacher and the evaluation read them; shaping and clicks need none.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from jacobinerf_ns.errors import UserError
+
+VOID_ID = 0
+"""Index of pixels without ground truth, in semantic and in instance maps."""
+
+_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "I")
+
+
+def read_label_map(
+    path: Path, size: tuple[int, int], original_size: tuple[int, int] | None = None
+) -> Int[Tensor, "height width"]:
+    """Reads an index PNG (8 or 16 bits, grey or palette) as int64 ids at the size of the training image.
+
+    Args:
+        path: the label map; a palette PNG gives its palette indices.
+        size: (height, width) in pixels of the training image.
+        original_size: (height, width) of the image before it was downscaled. A map of that size is resampled by taking
+            the id under each pixel's centre: ids must not be averaged, and a centre is where the pixel's ray passes.
+
+    Raises:
+        UserError: the file is missing or damaged, is no index image, or has neither size.
+    """
+    ids = _read_indices(path)
+    found = (ids.shape[0], ids.shape[1])
+    if found == tuple(size):
+        return torch.from_numpy(ids)
+    if original_size is None or found != tuple(original_size):
+        wanted = f"{size[1]}x{size[0]}"
+        if original_size is not None and tuple(original_size) != tuple(size):
+            wanted += f" or {original_size[1]}x{original_size[0]} (not downscaled)"
+        raise UserError(
+            f"label map {path} is {found[1]}x{found[0]} pixels (width x height), expected {wanted}: "
+            "label maps need the size of their image"
+        )
+    rows, columns = _centres(found[0], size[0]), _centres(found[1], size[1])
+    return torch.from_numpy(ids[rows[:, None], columns[None, :]])
+
+
+def read_classes(path: Path) -> dict[int, str]:
+    """Reads `classes.json`: `{"void_id": 0, "classes": [{"id": 1, "name": "wall"}, ...]}`, further keys are ignored.
+
+    Returns:
+        Class names by id, in the file's order; void (0) is not among them.
+
+    Raises:
+        UserError: the file is not readable, not of this layout, has an id twice, or counts void as a class.
+    """
+    layout = f'{path}: expected {{"void_id": 0, "classes": [{{"id": 1, "name": "wall"}}, ...]}}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{layout}, found no readable JSON ({error})") from error
+    entries = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(_is_class(entry) for entry in entries):
+        raise UserError(f"{layout}, found something else")
+    if content.get("void_id", VOID_ID) != VOID_ID:
+        raise UserError(f"{path}: void_id is {content['void_id']}, expected {VOID_ID}: renumber the label maps")
+    names = {entry["id"]: entry["name"] for entry in entries if entry["id"] != VOID_ID}
+    if len(names) != sum(entry["id"] != VOID_ID for entry in entries):
+        raise UserError(f"{path}: a class id occurs twice, expected one entry per id")
+    return names
+
+
+def _is_class(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("id")) is int
+        and entry["id"] >= 0
+        and isinstance(entry.get("name"), str)
+    )
+
+
+def _read_indices(path: Path) -> np.ndarray:
+    """Ids of a label map as an int64 array [height, width] of its own, at the size of the file."""
+    if not path.is_file():
+        raise UserError(f"label map {path} is missing: put the file there, or remove its entry from transforms.json")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in _INDEX_MODES:
+                raise UserError(
+                    f"label map {path} is a {image.mode} image, expected one 8- or 16-bit index per pixel: "
+                    "save ids as a greyscale or palette PNG, not as colours"
+                )
+            return np.array(image).astype(np.int64)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"label map {path} cannot be read ({error}): expected a PNG, write the file again") from error
+
+
+def _centres(original: int, size: int) -> np.ndarray:
+    """Original pixel index under the centre of each of `size` pixels along one axis of `original` pixels.
+
+    Downscaling by a whole factor drops what does not fill a pixel at the far edge (cameras are rescaled by exactly that
+    factor), so the step is the factor and not the slightly larger quotient of the sizes.
+    """
+    step = original // size
+    exact = step > 0 and original // step == size
+    positions = (np.arange(size) + 0.5) * (step if exact else original / size)
+    return np.minimum(positions.astype(np.int64), original - 1)

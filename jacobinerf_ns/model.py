@@ -1,0 +1,210 @@
+"""Nerfacto, shaped: photometric losses as they are, plus the MIG loss and norm regulariser on rendered Jacobians."""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.model_components import renderers
+from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
+from torch import Tensor, nn
+
+from jacobinerf_ns import jacobian, shaping
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
+from jacobinerf_ns.shaping import ShapingConfig
+
+WHOLE_BATCH = 0
+CPU_SHAPING_RAYS = 1024
+"""Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
+
+
+@dataclass
+class JacobiNeRFModelConfig(NerfactoModelConfig):
+    """Nerfacto's options, and when, where and how Jacobians are shaped."""
+
+    _target: type = field(default_factory=lambda: JacobiNeRFModel)
+    shaping_start_step: int = 2000
+    """First training step with shaping; before it training is plain nerfacto (paper: shaping starts after 200,000 plain
+    steps and lasts 10,000)."""
+    num_shaping_rays: int | None = None
+    """Rays of the batch that are anchors, all pairs of them are compared; 0 is the whole batch. Default: the whole batch
+    on a GPU, at most 1024 on a CPU (paper: 64)."""
+    shaped_layers: ShapedLayers = "rgb"
+    """Layers whose Jacobian is shaped: the RGB layer (paper), or the last two layers (`rgb+trunk`)."""
+    detach_rendering_weights: bool = True
+    """Keep the shaping loss from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    """Pairs, temperature and weights of the shaping losses."""
+
+
+class LazyLpips(nn.Module):
+    """LPIPS whose weights are fetched when it is first asked for, and which is silent where they cannot be had.
+
+    Not registered as a part of the model: its weights belong to no checkpoint.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self._arguments = (args, kwargs)
+        self._metric: list[nn.Module] = []
+        self._unavailable = False
+
+    def forward(self, *images: Float[Tensor, "1 3 height width"]) -> Float[Tensor, ""]:
+        """LPIPS of two images, or NaN where the weights are missing."""
+        if not self._metric and not self._unavailable:
+            self._fetch(images[0].device)
+        if self._unavailable:
+            return torch.tensor(float("nan"))
+        return self._metric[0](*images)
+
+    def _fetch(self, device: torch.device) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        args, kwargs = self._arguments
+        try:
+            self._metric = [LearnedPerceptualImagePatchSimilarity(*args, **kwargs).to(device)]
+        except OSError as error:
+            self._unavailable = True
+            warnings.warn(f"LPIPS is left out of the metrics, its weights cannot be fetched: {error}", stacklevel=2)
+
+
+class JacobiNeRFModel(NerfactoModel):
+    """`NerfactoModel` whose colour Jacobians are shaped from `shaping_start_step` on."""
+
+    config: JacobiNeRFModelConfig
+    field: JacobiNeRFField
+
+    def populate_modules(self) -> None:
+        """Nerfacto's modules, with our field in the place of its field and LPIPS put off until it is needed."""
+        with (
+            mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
+            mock.patch("nerfstudio.models.nerfacto.NerfactoField", JacobiNeRFField),
+        ):
+            super().populate_modules()
+        assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
+        if self.config.shaped_layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
+            raise UserError(
+                "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
+                "use --pipeline.model.implementation torch, or --pipeline.model.shaped-layers rgb"
+            )
+        self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Nerfacto's callbacks, and one that tells the model its step (nerfacto's own depends on annealing being on)."""
+
+        def set_step(step: int) -> None:
+            self.step = step
+
+        before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        own = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=set_step)
+        return [own, *super().get_training_callbacks(training_callback_attributes)]
+
+    def shapes_at(self, step: int) -> bool:
+        """Whether the shaping losses are on at a training step."""
+        return self.config.shaping.active and step >= self.config.shaping_start_step
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
+        """Nerfacto's outputs; while shaping also `jacobians` [anchors dims] and `anchors`, their places in the batch."""
+        if not (self.training and self.shapes_at(self.step)):
+            return super().get_outputs(ray_bundle)
+        with self.field.recording() as traces:
+            outputs = super().get_outputs(ray_bundle)
+        anchors = self._anchors(len(ray_bundle))
+        weights = outputs["weights_list"][-1]
+        if self.config.detach_rendering_weights:
+            weights = weights.detach()
+        outputs["anchors"] = anchors
+        outputs["jacobians"] = self._render_jacobians(traces[0], weights, anchors)
+        return outputs
+
+    def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"]:
+        wanted = self.config.num_shaping_rays
+        if wanted is None:
+            wanted = CPU_SHAPING_RAYS if self.device.type == "cpu" else WHOLE_BATCH
+        count = num_rays if wanted == WHOLE_BATCH else min(wanted, num_rays)
+        # Evenly spaced, not the first ones: with images of mixed sizes nerfstudio hands out the rays image by image.
+        return torch.linspace(0, num_rays - 1, count, device=self.device).round().long()
+
+    def _render_jacobians(
+        self,
+        trace: FieldTrace,
+        weights: Float[Tensor, "rays samples 1"],
+        anchors: Int[Tensor, "anchors"] | slice = slice(None),
+    ) -> Float[Tensor, "anchors dims"]:
+        """Jacobians of the chosen rays over the shaped layers, as vectors, in float32 whatever the rest runs in."""
+        override = renderers.BACKGROUND_COLOR_OVERRIDE is not None
+        background = "black" if override else self.config.background_color
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            w, p = weights[anchors, :, 0].float(), trace.colours[anchors].float()
+            a = trace.activations[anchors].float()
+            parts = [jacobian.jacobian(w, p, a, background).flatten(1)]
+            if self.config.shaped_layers == "rgb+trunk":
+                assert trace.inputs is not None
+                rgb_weight = self.field.mlp_head.rgb_layer.weight.float()
+                inputs = trace.inputs[anchors].float()
+                parts.append(jacobian.trunk_jacobian(w, p, a, inputs, rgb_weight, background).flatten(1))
+            return torch.cat(parts, dim=-1)
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Nerfacto's metrics; while shaping also both shaping losses and the cosines of positive and negative pairs."""
+        metrics = super().get_metrics_dict(outputs, batch)
+        if "jacobians" in outputs:
+            features = batch["features"][outputs["anchors"].to(batch["features"].device)].to(self.device)
+            with torch.autocast(device_type=self.device.type, enabled=False):
+                terms, threshold = shaping.shaping_terms(
+                    outputs["jacobians"], features.float(), self.pair_threshold, self.config.shaping
+                )
+            self.pair_threshold.copy_(threshold)
+            metrics.update(terms._asdict(), pair_threshold=self.pair_threshold.clone())
+        return metrics
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Nerfacto's losses; while shaping also `mig_loss` and `norm_loss`."""
+        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        if "jacobians" in outputs:
+            assert metrics_dict is not None
+            losses["mig_loss"] = self.config.shaping.mig_loss_mult * metrics_dict["mig"]
+            losses["norm_loss"] = self.config.shaping.norm_loss_mult * metrics_dict["norm"]
+        return losses
+
+    @torch.no_grad()
+    def get_rgb_and_jacobians_for_camera(
+        self, camera: Cameras
+    ) -> tuple[Float[Tensor, "height width channels"], Float[Tensor, "height width dims"]]:
+        """Colour (0..1) and Jacobian over the shaped layers of every pixel of a view, from one query of the field."""
+        bundle = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
+        height, width = bundle.origins.shape[:2]
+        chunk = self.config.eval_num_rays_per_chunk
+        parts = [
+            self.get_rgb_and_jacobians(bundle.get_row_major_sliced_ray_bundle(start, start + chunk))
+            for start in range(0, height * width, chunk)
+        ]
+        rgb, jacobians = (torch.cat(part).view(height, width, -1) for part in zip(*parts, strict=True))
+        return rgb, jacobians
+
+    def get_rgb_and_jacobians(
+        self, ray_bundle: RayBundle
+    ) -> tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays dims"]]:
+        """Colour (0..1) and Jacobian over the shaped layers of each ray."""
+        with self.field.recording() as traces:
+            outputs = self.forward(ray_bundle)
+        weights = traces[0].ray_samples.get_weights(traces[0].density)
+        return outputs["rgb"], self._render_jacobians(traces[0], weights)
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Nerfacto's image metrics, without LPIPS where its weights are not to be had (a NaN is not valid JSON)."""
+        metrics, images = super().get_image_metrics_and_images(outputs, batch)
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}, images

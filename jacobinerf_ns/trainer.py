@@ -1,0 +1,158 @@
+"""Training that survives: paths that mean the same everywhere, checkpoints that are whole, resumes that go on exactly."""
+
+import os
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from jacobinerf_ns import checkpoints
+from jacobinerf_ns.errors import UserError, one_line_exit
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+
+_RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
+
+
+@dataclass
+class JacobiNeRFTrainerConfig(TrainerConfig):
+    """nerfstudio's trainer options; paths are made absolute, and without a GPU training runs on the CPU."""
+
+    _target: type = field(default_factory=lambda: JacobiNeRFTrainer)
+    """Class to build."""
+
+    def set_timestamp(self) -> None:
+        """Called by `ns-train` before it prints and saves the config: also settles device and paths."""
+        super().set_timestamp()
+        self.settle()
+
+    def setup(self, **kwargs: Any) -> "JacobiNeRFTrainer":
+        """Builds the trainer."""
+        self.settle()
+        return super().setup(**kwargs)
+
+    def settle(self) -> None:
+        """Falls back to the CPU where there is no GPU, and makes all paths absolute.
+
+        config.yml is read from other working directories later. The default data folder of nerfstudio's parsers, `.`, is
+        a path like any other.
+        """
+        if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
+            CONSOLE.print("No GPU found: training on the CPU (jacobinerf-lite is made for it).")
+            self.machine.device_type = "cpu"
+        make_paths_absolute(self)
+
+
+def make_paths_absolute(config: Any) -> None:
+    """Makes every `Path` in a config and the configs inside it absolute, in place."""
+    for entry in fields(config):
+        value = getattr(config, entry.name, None)
+        if isinstance(value, Path) and entry.name not in _RELATIVE_BY_DESIGN:
+            setattr(config, entry.name, value.expanduser().absolute())
+        elif is_dataclass(value) and not isinstance(value, type):
+            make_paths_absolute(value)
+
+
+class JacobiNeRFTrainer(Trainer):
+    """nerfstudio's trainer with whole checkpoints, exact resumes and a start from plain nerfacto."""
+
+    pipeline: JacobiNeRFPipeline
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Builds pipeline, optimisers and viewer; bad input ends in one line."""
+        with one_line_exit():
+            super().setup(test_mode)
+
+    def train(self) -> None:
+        """The training loop; bad input that only shows there ends in one line too."""
+        with one_line_exit():
+            super().train()
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Saves model, optimisers and what makes a resume exact, whole or not at all.
+
+        The file is written outside `nerfstudio_models`, where nerfstudio parses every name, and then moved there: a run
+        that is killed while saving leaves the last checkpoint as it was.
+        """
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        target = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        temporary = self.base_dir / f".{target.name}.part"
+        with temporary.open("wb") as file:
+            torch.save(self._state(step), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != target:
+                    other.unlink()
+
+    def _state(self, step: int) -> dict[str, Any]:
+        sampler = self.pipeline.model.proposal_sampler
+        return {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "random": _random_state(),
+            "proposal_sampler": {"step": sampler._step, "since_update": sampler._steps_since_update},
+        }
+
+    def _load_checkpoint(self) -> None:
+        """Resumes a run of ours exactly, or starts from the weights of a plain nerfacto run with fresh optimisers."""
+        path = self._checkpoint_path()
+        if path is None:
+            CONSOLE.print("No checkpoint given: training from scratch.")
+            return
+        loaded = checkpoints.read_checkpoint(path)
+        step = loaded["step"]
+        self._start_step = step + 1
+        self.pipeline.load_pipeline(loaded["pipeline"], step)
+        if checkpoints.is_nerfacto(checkpoints.model_state(loaded["pipeline"])):
+            self._advance_schedules(step + 1)
+            CONSOLE.print(f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.")
+            return
+        self.optimizers.load_optimizers(loaded["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(loaded["schedulers"])
+        self.grad_scaler.load_state_dict(loaded["scalers"])
+        sampler = self.pipeline.model.proposal_sampler
+        sampler._step = loaded["proposal_sampler"]["step"]
+        sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]
+        _restore_random_state(loaded["random"])
+        CONSOLE.print(f"Resuming {path} after step {step}.")
+
+    def _checkpoint_path(self) -> Path | None:
+        config = self.config
+        if config.load_checkpoint is not None:
+            return config.load_checkpoint
+        if config.load_dir is None:
+            return None
+        if not config.load_dir.is_dir():
+            raise UserError(f"no such folder: {config.load_dir}: give --load-dir a run's nerfstudio_models folder")
+        if config.load_step is not None:
+            return config.load_dir / f"step-{config.load_step:09d}.ckpt"
+        return checkpoints.latest_checkpoint(config.load_dir)
+
+    def _advance_schedules(self, step: int) -> None:
+        """Puts fresh learning-rate schedules where they would be after `step` steps: a trained field wants small steps."""
+        for scheduler in self.optimizers.schedulers.values():
+            scheduler.last_epoch = step
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+                group["lr"] = float(rate)
+
+
+def _random_state() -> dict[str, Any]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "devices": devices}
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state["devices"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["devices"])

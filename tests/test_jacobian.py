@@ -1,0 +1,139 @@
+"""The closed forms against autograd, nerfstudio's own renderer, and networks whose weights really are changed."""
+
+import pytest
+import torch
+from nerfstudio.model_components.renderers import RGBRenderer
+from torch import Tensor
+
+from jacobinerf_ns import jacobian as J
+
+RAYS, SAMPLES, HIDDEN, INPUTS = 6, 9, 16, 12
+BACKGROUNDS = ["last_sample", "black", "white", "random"]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+class Scene:
+    """Random samples, weights and layers; `sum_to` is the accumulation of a ray."""
+
+    def __init__(self, dtype: torch.dtype, sum_to: float = 0.8, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+        self.inputs = draw(RAYS, SAMPLES, INPUTS)
+        self.V, self.v = draw(HIDDEN, INPUTS) / 3, draw(HIDDEN)
+        self.W, self.b = draw(3, HIDDEN) / 4, draw(3)
+        weights = draw(RAYS, SAMPLES).exp()
+        self.weights = sum_to * weights / weights.sum(-1, keepdim=True)
+
+    def activations(self, V: Tensor | None = None) -> Tensor:
+        return torch.relu(self.inputs @ (self.V if V is None else V).T + self.v)
+
+    def colours(self, W: Tensor | None = None, V: Tensor | None = None) -> Tensor:
+        return torch.sigmoid(self.activations(V) @ (self.W if W is None else W).T + self.b)
+
+
+def render(colours: Tensor, weights: Tensor, background: str, training: bool) -> Tensor:
+    renderer = RGBRenderer(background_color=background).train(training)
+    return renderer(rgb=colours.clone(), weights=weights[..., None])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_jacobian_is_the_autograd_gradient_of_the_rendered_mean(background: str, training: bool, dtype: torch.dtype):
+    scene = Scene(dtype)
+    W = scene.W.clone().requires_grad_(True)
+    V = scene.V.clone().requires_grad_(True)
+    pixels = render(scene.colours(W, V), scene.weights, background, training).mean(-1)
+    expected = [torch.autograd.grad(pixel, (W, V), retain_graph=True) for pixel in pixels]
+    found = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)
+    assert relative_error(found, torch.stack([grads[0] for grads in expected])) <= TOLERANCE[dtype]
+    trunk = J.trunk_jacobian(
+        scene.weights, scene.colours(), scene.activations(), scene.inputs, scene.W, background
+    )
+    assert relative_error(trunk, torch.stack([grads[1] for grads in expected])) <= TOLERANCE[dtype]
+
+
+def test_gradient_of_a_loss_on_jacobians_equals_the_double_backward():
+    scene = Scene(torch.float64)
+    leaves = [scene.inputs.requires_grad_(True), scene.W.requires_grad_(True), scene.V.requires_grad_(True)]
+
+    def loss_of(jacobians: Tensor) -> Tensor:
+        unit = torch.nn.functional.normalize(jacobians.flatten(1), dim=-1)
+        return (unit @ unit.T).square().sum() + jacobians.norm()
+
+    pixels = render(scene.colours(), scene.weights, "last_sample", True).mean(-1)
+    slow = torch.stack([torch.autograd.grad(pixel, scene.W, create_graph=True)[0] for pixel in pixels])
+    expected = torch.autograd.grad(loss_of(slow), leaves)
+    found = torch.autograd.grad(
+        loss_of(J.jacobian(scene.weights, scene.colours(), scene.activations(), "last_sample")), leaves
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) <= 1e-10
+
+
+def test_a_ray_that_hits_nothing_has_a_finite_jacobian_and_no_resonance():
+    scene = Scene(torch.float32)
+    nothing = torch.zeros_like(scene.weights)
+    found = J.jacobian(nothing, scene.colours(), scene.activations(), "black").flatten(1)
+    assert torch.equal(found, torch.zeros_like(found))
+    directions = J.jacobian(scene.weights, scene.colours(), scene.activations(), "black").flatten(1)
+    assert torch.equal(J.cosine_response(found, directions), torch.zeros(RAYS, RAYS))
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_perturbed_colour_is_what_changed_weights_render(background: str):
+    scene, step = Scene(torch.float64), 0.3
+    direction = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)[2]
+    logits = scene.activations() @ scene.W.T + scene.b
+    found = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, step, background)
+    expected = render(scene.colours(scene.W + step * direction), scene.weights, background, training=False)
+    assert relative_error(found, expected) <= 1e-12
+    still = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, background)
+    assert relative_error(still, render(scene.colours(), scene.weights, background, training=False)) <= 1e-12
+
+
+def test_an_override_of_the_background_colour_is_blended_in():
+    scene = Scene(torch.float64)
+    logits = scene.activations() @ scene.W.T + scene.b
+    red = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    direction = torch.zeros(3, HIDDEN, dtype=torch.float64)
+    found = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, "black", red)
+    plain = render(scene.colours(), scene.weights, "black", training=False)
+    assert torch.allclose(found - plain, (1 - scene.weights.sum(-1, keepdim=True)) * red)
+
+
+def test_response_is_the_first_order_change_of_the_perturbed_colour():
+    scene = Scene(torch.float64)
+    jacobians = J.jacobian(scene.weights, scene.colours(), scene.activations(), "white")
+    logits = scene.activations() @ scene.W.T + scene.b
+    direction = jacobians[1]
+    errors = []
+    for step in (1e-2, 1e-3):
+        change = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, step, "white").mean(-1)
+        change = change - render(scene.colours(), scene.weights, "white", training=False).mean(-1)
+        predicted = J.response(jacobians.flatten(1), direction.flatten()[None], step)[:, 0]
+        errors.append(float((change - predicted).abs().max()))
+    assert errors[1] < errors[0] / 50  # second order: a tenth of the step, a hundredth of the error
+
+
+def test_cosine_response_of_a_pixel_to_itself_is_one_and_to_scaled_directions_the_same():
+    scene = Scene(torch.float32)
+    jacobians = J.jacobian(scene.weights, scene.colours(), scene.activations()).flatten(1)
+    found = J.cosine_response(jacobians, jacobians)
+    assert torch.allclose(found.diagonal(), torch.ones(RAYS), atol=1e-6)
+    assert torch.allclose(J.cosine_response(jacobians, 7.0 * jacobians), found, atol=1e-6)
+
+
+def test_two_samples_by_hand():
+    weights = torch.tensor([[0.5, 0.25]])
+    colours = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.5, 0.8]]])
+    activations = torch.tensor([[[1.0, 0.0], [2.0, 4.0]]])
+    # slopes/3 of sample 1: .5*.25; of sample 2 with the residual .25 added to its weight: .5*(.16,.25,.16)
+    expected = torch.tensor([[0.125 + 0.16, 0.32], [0.125 + 0.25, 0.5], [0.125 + 0.16, 0.32]]) / 3
+    assert torch.allclose(J.jacobian(weights, colours, activations, "last_sample")[0], expected)
+    expected = torch.tensor([[0.125 + 0.08, 0.16], [0.125 + 0.125, 0.25], [0.125 + 0.08, 0.16]]) / 3
+    assert torch.allclose(J.jacobian(weights, colours, activations, "black")[0], expected)

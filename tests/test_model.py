@@ -1,0 +1,134 @@
+"""The closed form inside the real field, and what the model does while it shapes and while it does not."""
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.model_components.renderers import background_color_override_context
+from tiny import tiny_config
+
+from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+
+RAYS = 12
+
+
+def make_model(**changes: object) -> JacobiNeRFModel:
+    config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
+    config = replace(config, **changes)
+    torch.manual_seed(0)
+    box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    return config.setup(scene_box=box, num_train_data=3, metadata={}, device="cpu", grad_scaler=None)
+
+
+def rays(count: int = RAYS) -> RayBundle:
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    return RayBundle(
+        origins=0.1 * torch.randn(count, 3, generator=generator),
+        directions=directions,
+        pixel_area=torch.full((count, 1), 1e-4),
+        camera_indices=torch.arange(count)[:, None] % 3,
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("background", ["last_sample", "black", "white", "random"])
+def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(background: str, training: bool):
+    model = make_model(background_color=background, shaping_start_step=0, shaped_layers="rgb+trunk").train(training)
+    torch.manual_seed(5)  # stratified samples: both passes draw the same
+    if training:
+        outputs = model(rays())
+        found, rgb = outputs["jacobians"], outputs["rgb"]
+    else:
+        with model.field.recording() as traces:
+            rgb = model(rays())["rgb"]
+        weights = traces[0].ray_samples.get_weights(traces[0].density)
+        found = model._render_jacobians(traces[0], weights)
+    layers = (model.field.mlp_head.rgb_layer.weight, model.field.mlp_head.trunk.layers[-1].weight)
+    for ray, jacobian in zip(rgb.mean(-1), found, strict=True):
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(ray, layers, retain_graph=True)])
+        assert float((jacobian - expected).norm() / expected.norm()) <= 1e-5
+
+
+def test_an_overridden_background_is_a_constant():
+    model = make_model(background_color="last_sample").eval()
+    with torch.no_grad(), background_color_override_context(torch.zeros(3)):
+        _, overridden = model.get_rgb_and_jacobians(rays())
+    model.config.background_color = model.renderer_rgb.background_color = "black"
+    with torch.no_grad():
+        _, black = model.get_rgb_and_jacobians(rays())
+    assert torch.equal(overridden, black)
+
+
+def test_nothing_is_recorded_outside_of_shaping():
+    model = make_model(shaping_start_step=3).train()
+    model.step = 2
+    assert "jacobians" not in model(rays())
+    model.step = 3
+    assert model(rays())["jacobians"].shape == (RAYS, 3 * 16)
+    assert model.field.mlp_head.records is None
+    model.eval()
+    assert "jacobians" not in model(rays())
+
+
+def test_shaping_losses_and_statistics_are_reported_and_reach_the_trunk():
+    model = make_model(shaping_start_step=0).train()
+    batch = {"image": torch.rand(RAYS, 3), "features": torch.randn(RAYS, 5)}
+    outputs = model(rays())
+    metrics = model.get_metrics_dict(outputs, batch)
+    losses = model.get_loss_dict(outputs, batch, metrics)
+    assert {"mig", "norm", "cosine_positive", "cosine_negative", "positive_share", "pair_threshold"} <= metrics.keys()
+    (losses["mig_loss"] + losses["norm_loss"]).backward()
+    assert model.field.mlp_head.trunk.layers[-1].weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detached_weights_keep_shaping_away_from_density(detach: bool):
+    model = make_model(shaping_start_step=0, detach_rendering_weights=detach).train()
+    outputs = model(rays())
+    weights = outputs["weights_list"][-1]
+    weights.retain_grad()
+    outputs["jacobians"].sum().backward()
+    assert (weights.grad is None) == detach
+
+
+def test_num_shaping_rays_picks_evenly_spaced_rays():
+    model = make_model(shaping_start_step=0, num_shaping_rays=4).train()
+    outputs = model(rays())
+    assert outputs["anchors"].tolist() == [0, 4, 7, 11]
+    assert outputs["jacobians"].shape[0] == 4
+
+
+def test_construction_needs_no_network(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model went to the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    model = make_model()
+    assert not any("lpips" in key for key in model.state_dict())
+
+
+def test_missing_lpips_weights_give_one_warning_and_no_metric(monkeypatch: pytest.MonkeyPatch):
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", offline)
+    model = make_model().eval()
+    picture = torch.rand(16, 16, 3)
+    ones = torch.ones(16, 16, 1)
+    outputs = {"rgb": picture, "accumulation": ones, "depth": ones, "prop_depth_0": ones, "prop_depth_1": ones}
+    with pytest.warns(UserWarning, match="LPIPS is left out"):
+        metrics, _ = model.get_image_metrics_and_images(outputs, {"image": picture})
+    assert metrics.keys() == {"psnr", "ssim"}
+
+
+def test_config_defaults_are_nerfactos_where_they_are_not_ours():
+    from nerfstudio.models.nerfacto import NerfactoModelConfig
+
+    ours, stock = JacobiNeRFModelConfig(), NerfactoModelConfig()
+    assert all(getattr(ours, name) == value for name, value in vars(stock).items() if name != "_target")

@@ -1,0 +1,109 @@
+"""The matrix loss against a slow loop written from the paper, pair rules by hand, and properties."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from jacobinerf_ns import shaping as S
+
+
+def slow_mig_loss(jacobians: Tensor, pairs: S.Pairs, temperature: float) -> Tensor:
+    """Anchor by anchor and pair by pair, as the formula reads."""
+    losses = []
+    for i in range(len(jacobians)):
+        if not pairs.positive[i].any():
+            continue
+        over_positive, over_both = torch.zeros(()), torch.zeros(())
+        for j in range(len(jacobians)):
+            norms = jacobians[i].norm() * jacobians[j].norm()
+            term = torch.exp(torch.dot(jacobians[i], jacobians[j]) / norms / temperature)
+            if pairs.positive[i, j]:
+                over_positive = over_positive + term
+            if pairs.positive[i, j] or pairs.negative[i, j]:
+                over_both = over_both + term
+        losses.append(-torch.log(over_positive / over_both))
+    return torch.stack(losses).mean()
+
+
+def random_pairs(count: int, seed: int) -> S.Pairs:
+    kind = torch.randint(0, 3, (count, count), generator=torch.Generator().manual_seed(seed))
+    return S.Pairs(kind == 0, kind == 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mig_loss_and_its_gradient_equal_the_slow_loop(seed: int, temperature: float):
+    jacobians = torch.rand(14, 30, generator=torch.Generator().manual_seed(seed)).requires_grad_(True)
+    pairs = random_pairs(14, seed)
+    found = S.mig_loss(S.cosine_matrix(jacobians), pairs, temperature)
+    expected = slow_mig_loss(jacobians, pairs, temperature)
+    assert abs(float((found - expected).detach())) <= 1e-6
+    gradients = [torch.autograd.grad(loss, jacobians)[0] for loss in (found, expected)]
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) <= 1e-5
+
+
+def test_loss_falls_when_positives_align_and_is_zero_when_negatives_are_far():
+    pairs = S.Pairs(torch.tensor([[False, True], [True, False]]), torch.zeros(2, 2, dtype=torch.bool))
+    assert float(S.mig_loss(torch.eye(2), pairs, 0.1)) == 0.0  # no negative: nothing to tell apart
+    positive = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    negative = torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    pairs = S.Pairs(positive, negative)
+    losses = [
+        float(S.mig_loss(torch.tensor([[1, c, 0.2], [c, 1, 0.2], [0.2, 0.2, 1]]), pairs, 0.1)) for c in (0.1, 0.5, 0.9)
+    ]
+    assert losses[0] > losses[1] > losses[2] > 0
+
+
+def test_an_anchor_without_a_positive_takes_no_part():
+    similarity = torch.tensor([[1.0, 0.3, 0.1], [0.3, 1.0, 0.2], [0.1, 0.2, 1.0]])
+    positive = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    negative = torch.tensor([[0, 0, 1], [1, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    expected = -math.log(math.exp(0.3) / (math.exp(0.3) + math.exp(0.1)))
+    assert math.isclose(float(S.mig_loss(similarity, S.Pairs(positive, negative), 1.0)), expected, rel_tol=1e-6)
+
+
+def test_threshold_rule_moves_per_anchor_like_the_release():
+    # 20 rays, each similar only to itself: 1 of 20 is 5 %, not below it, so the threshold stays.
+    pairs, moved = S.threshold_pairs(torch.eye(20), torch.tensor(0.8))
+    assert torch.equal(pairs.positive, torch.eye(20, dtype=torch.bool))
+    assert torch.equal(pairs.negative, ~pairs.positive)
+    assert math.isclose(float(moved), 0.8, abs_tol=1e-6)
+    # 40 such rays: 2.5 % positives, a step down for each of them.
+    _, moved = S.threshold_pairs(torch.eye(40), torch.tensor(0.8))
+    assert math.isclose(float(moved), 0.8 - 40 * S.THRESHOLD_STEP, abs_tol=1e-6)
+    # All alike: a step up for each, until 0.9.
+    _, moved = S.threshold_pairs(torch.ones(30, 30), torch.tensor(0.88))
+    assert math.isclose(float(moved), 0.9, abs_tol=1.1 * S.THRESHOLD_STEP)
+    # The threshold that an anchor sees was moved by those before it.
+    similarity = torch.full((40, 40), 0.79)
+    pairs, _ = S.threshold_pairs(similarity.fill_diagonal_(1.0), torch.tensor(0.8))
+    counts = pairs.positive.sum(-1)
+    assert counts[0] == 1
+    assert counts.max() == 40
+
+
+def test_threshold_stays_in_its_range():
+    threshold = torch.tensor(0.5)
+    for _ in range(3):
+        _, threshold = S.threshold_pairs(torch.eye(40), threshold)
+    assert math.isclose(float(threshold), 0.5, abs_tol=1.1 * S.THRESHOLD_STEP)
+
+
+def test_shaping_terms_report_what_they_compare():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    jacobians = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
+    config = S.ShapingConfig(positive_share=1 / 3, negative_share=2 / 3)
+    terms, threshold = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
+    assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-6)
+    assert math.isclose(float(terms.cosine_negative), 0.6, abs_tol=1e-6)
+    assert float(terms.norm) == pytest.approx(0.0, abs=1e-10)
+    assert float(threshold) == pytest.approx(0.8)
+    terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.PAPER)
+    # Self is a positive of the paper's rule: two positives of cosine 1, two negatives of cosine 0.6.
+    assert math.isclose(float(terms.mig), -math.log(math.e / (math.e + math.exp(0.6))), abs_tol=1e-6)
+
+
+def test_norm_loss_by_hand():
+    assert float(S.norm_loss(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))) == pytest.approx(8.0)
