@@ -1,7 +1,7 @@
 """How well a trained field knows what belongs together: held-out views, labels by clicks simulated from ground truth.
 
-Letters of `metrics.py`. A click's prototype is the Jacobian of the clicked pixel; every held-out pixel takes the class of
-the prototype that its own Jacobian has the largest cosine with.
+Letters of `metrics.py`. A click's prototype is the Jacobian of the clicked pixel; every held-out pixel takes the class
+of the prototype that its own Jacobian has the largest cosine with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -115,7 +115,7 @@ def score_vectors(
     held_out_classes: Int[Tensor, "pixels"],
     click_seeds: Sequence[int],
 ) -> tuple[tuple[float, ...], float]:
-    """(mIoU per click seed, mIoU from the whole label map of the clicked view) of any pixel vectors by nearest prototype.
+    """(mIoU per click seed, mIoU from all labels of the clicked view) of any pixel vectors by nearest prototype.
 
     The same protocol for Jacobians and for a teacher's features, so that their numbers compare.
     """

@@ -12,7 +12,7 @@ Letters (fixed here, used everywhere; jaxtyping axis names in brackets):
     C_c = Σ_s w_s p_sc + (1 − Σ_s w_s)·background_c rendered colour, G [c h] a direction, t its step.
 
 The RGB layer is linear and the only thing behind it is a sigmoid and a sum, so the Jacobian of a pixel is itself a
-volume-rendered feature: no autograd call per ray, no double backward, and it exists under `no_grad` (viewer, ns-render).
+volume-rendered feature: no autograd call per ray, no double backward, alive under `no_grad`.
 """
 
 from typing import Literal

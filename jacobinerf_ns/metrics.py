@@ -46,7 +46,7 @@ def confusion_matrix(
 ) -> Int[Tensor, "truth predicted"]:
     """Counts of (true, predicted) ids over pixels; pixels whose truth is `void` are left out (None: none is).
 
-    Matrices of views add up: scores are taken from the sum, since a mean of per-view IoUs rewards views without a class.
+    Matrices of views add up: scores are taken from the sum, since means of per-view IoUs reward views without a class.
     """
     keep = torch.ones_like(truth, dtype=torch.bool) if void is None else truth != void
     cells = truth[keep] * num_classes + predicted[keep]

@@ -34,12 +34,12 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """First training step with shaping; before it training is plain nerfacto (paper: shaping starts after 200,000 plain
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
-    """Rays of the batch that are anchors, all pairs of them are compared; 0 is the whole batch. Default: the whole batch
+    """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
     on a GPU, at most 1024 on a CPU (paper: 64)."""
     shaped_layers: ShapedLayers = "rgb"
     """Layers whose Jacobian is shaped: the RGB layer (paper), or the last two layers (`rgb+trunk`)."""
     detach_rendering_weights: bool = True
-    """Keep the shaping loss from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
+    """Keep shaping from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     """Pairs, temperature and weights of the shaping losses."""
 
@@ -99,7 +99,7 @@ class JacobiNeRFModel(NerfactoModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Nerfacto's callbacks, and one that tells the model its step (nerfacto's own depends on annealing being on)."""
+        """Nerfacto's callbacks, and one that tells the model its step (nerfacto's own only does while it anneals)."""
 
         def set_step(step: int) -> None:
             self.step = step
@@ -113,7 +113,7 @@ class JacobiNeRFModel(NerfactoModel):
         return self.config.shaping.active and step >= self.config.shaping_start_step
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Nerfacto's outputs; while shaping also `jacobians` [anchors dims] and `anchors`, their places in the batch."""
+        """Nerfacto's outputs; while shaping also `jacobians` [anchors dims] and `anchors`, their places in it."""
         if not (self.training and self.shapes_at(self.step)):
             return super().get_outputs(ray_bundle)
         with self.field.recording() as traces:

@@ -16,8 +16,8 @@ from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 
 CPU_VIEWER_RESOLUTION = 64
-"""Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512 training would
-stand still for minutes after every move of the camera."""
+"""Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512, training
+would stand still for minutes after every move of the camera."""
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """Shaping: which rays belong together, and the loss that makes their Jacobians parallel.
 
 Letters: n [anchors] rays that take part (every anchor is compared with every other), d [dims] size of a Jacobian,
-    f [features] size of a teacher feature, J [n d] Jacobians, τ temperature,
-    P_i, N_i  positives and negatives of anchor i, rows of two masks [n n].
+    f [features] size of a teacher feature, J [n d] Jacobians, T [n f] teacher features, τ temperature of the loss,
+    τ_T temperature of the teacher, P_i and N_i positives and negatives of anchor i, rows of two masks [n n],
+    Q [n n] soft memberships, rows that sum to 1.
 
-Mutual-information-gradient loss (paper, section 3.2), for anchor i:
+Mutual-information-gradient (MIG) loss of anchor i, with hard pairs (paper, section 3.2) and with soft ones:
     L_i = −log( Σ_{j∈P_i} e^{cos(J_i,J_j)/τ} / Σ_{j∈P_i∪N_i} e^{cos(J_i,J_j)/τ} )
-as one masked n×n matrix, where the release loops over pairs.
+    L_i = −Σ_{j≠i} Q_ij log( e^{cos(J_i,J_j)/τ} / Σ_{k≠i} e^{cos(J_i,J_k)/τ} ),   Q_ij ∝ e^{cos(T_i,T_j)/τ_T}
+both as one n×n matrix, where the release loops over pairs.
 """
 
 from dataclasses import dataclass
@@ -19,13 +21,42 @@ from torch import Tensor
 
 from jacobinerf_ns.jacobian import NORM_EPS
 
-PairRule = Literal["quantile", "threshold"]
+PairRule = Literal["soft", "threshold"]
 
 THRESHOLD_START = 0.8
 THRESHOLD_STEP = 0.001
 THRESHOLD_RANGE = (0.5, 0.9)
 POSITIVE_SHARE = (0.05, 0.15)
 """The release: the threshold moves by a step per anchor to keep 5 to 15 % of the rays positive, within its range."""
+
+
+@dataclass
+class ShapingConfig:
+    """How rays are paired and how strongly their Jacobians are pulled together."""
+
+    pairs: PairRule = "soft"
+    """Which rays belong together: `soft`, every other ray to the degree that the teacher finds it alike; `threshold`,
+    the paper's release, those above one adaptive threshold on the teacher's cosine, all others being negatives."""
+    temperature: float = 0.15
+    """Temperature of the loss: cosines of Jacobians are divided by it (paper: 1)."""
+    teacher_temperature: float = 0.1
+    """Temperature of the teacher: its cosines are divided by it to become degrees of belonging; `soft` only."""
+    balance: float = 0.5
+    """How much anchors with many likenesses count less, so that walls do not drown a cup: an anchor weighs (effective
+    number of positives)^-balance. 0: all alike; 1: every entity alike, whatever its size; `soft` only."""
+    mig_loss_mult: float = 0.02
+    """Weight of the MIG loss beside the photometric losses (paper: 0.01). With both weights 0 nothing is shaped."""
+    norm_loss_mult: float = 0.005
+    """Weight of the regulariser that keeps Jacobians at norm 1 (paper: 0.01)."""
+
+    @property
+    def active(self) -> bool:
+        """Whether this asks for any shaping at all."""
+        return self.mig_loss_mult > 0 or self.norm_loss_mult > 0
+
+
+PAPER = ShapingConfig(pairs="threshold", temperature=1.0, mig_loss_mult=1e-2, norm_loss_mult=1e-2)
+"""The released code's behaviour: adaptive threshold, self a positive, no temperature, both weights 0.01."""
 
 
 class Pairs(NamedTuple):
@@ -36,13 +67,16 @@ class Pairs(NamedTuple):
 
 
 class ShapingTerms(NamedTuple):
-    """The shaping loss of one batch and what to log about it."""
+    """The shaping losses of one batch (unweighted), and what to log about it."""
 
     mig: Float[Tensor, ""]
     norm: Float[Tensor, ""]
     cosine_positive: Float[Tensor, ""]
+    """Mean cosine of the Jacobians of positive pairs, an anchor with itself left out."""
     cosine_negative: Float[Tensor, ""]
+    """The same of negative pairs."""
     positive_share: Float[Tensor, ""]
+    """Share of pairs that are positive; for soft pairs the effective share."""
 
 
 def cosine_matrix(vectors: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
@@ -74,28 +108,25 @@ def threshold_pairs(
     return Pairs(positive, ~positive), torch.full_like(threshold, value)
 
 
-def quantile_pairs(
-    teacher_cosine: Float[Tensor, "anchors anchors"], positive_share: float, negative_share: float
-) -> Pairs:
-    """The default rule: for each anchor its most similar share is positive, its least similar share negative.
+def soft_pairs(
+    teacher_cosine: Float[Tensor, "anchors anchors"], teacher_temperature: float
+) -> Float[Tensor, "anchors anchors"]:
+    """Q: how much each other ray belongs to an anchor, a softmax over the teacher's cosines without the anchor itself.
 
-    Relative to the anchor's own distribution, so it needs no threshold and works for teachers of any scale; what lies
-    between is undecided and left alone, and an anchor is not its own positive (cos(J_i, J_i) = 1 teaches nothing and
-    hides the others).
+    No threshold to tune: a small entity has few strong members, a wall has many weak ones, and a noisy teacher's doubt
+    stays doubt. An anchor is not its own positive: cos(J_i, J_i) = 1 teaches nothing and hides the others.
     """
-    count = teacher_cosine.shape[0]
-    positives = max(1, round(positive_share * (count - 1)))
-    negatives = max(1, min(round(negative_share * (count - 1)), count - 1 - positives))
-    others = teacher_cosine.detach().clone()
-    others.fill_diagonal_(-torch.inf)
-    order = others.argsort(dim=-1, descending=True)
-    positive = torch.zeros_like(others, dtype=torch.bool).scatter_(1, order[:, :positives], True)
-    negative = torch.zeros_like(positive).scatter_(1, order[:, count - 1 - negatives : count - 1], True)
-    return Pairs(positive, negative)
+    logits = teacher_cosine.detach() / teacher_temperature
+    return _without_self(logits).softmax(dim=-1)
+
+
+def effective_positives(membership: Float[Tensor, "anchors anchors"]) -> Float[Tensor, "anchors"]:
+    """1 / Σ_j Q_ij²: how many rays share an anchor's membership; k if it is spread evenly over k."""
+    return 1.0 / membership.square().sum(dim=-1)
 
 
 def mig_loss(similarity: Float[Tensor, "anchors anchors"], pairs: Pairs, temperature: float) -> Float[Tensor, ""]:
-    """Mean over anchors of L_i, from the cosines of their Jacobians. Anchors without a positive take no part."""
+    """Mean over anchors of the hard L_i, from the cosines of Jacobians. Anchors without a positive take no part."""
     logits = similarity / temperature
     nothing = torch.finfo(logits.dtype).min
     over_positive = torch.logsumexp(logits.masked_fill(~pairs.positive, nothing), dim=-1)
@@ -104,37 +135,25 @@ def mig_loss(similarity: Float[Tensor, "anchors anchors"], pairs: Pairs, tempera
     return ((over_both - over_positive) * has_positive).sum() / has_positive.sum().clamp(min=1)
 
 
+def soft_mig_loss(
+    similarity: Float[Tensor, "anchors anchors"],
+    membership: Float[Tensor, "anchors anchors"],
+    temperature: float,
+    balance: float,
+) -> Float[Tensor, ""]:
+    """Weighted mean over anchors of the soft L_i; anchor i weighs effective_positives^-balance.
+
+    Rays are drawn from all pixels, so without balance the loss is that of the largest surfaces.
+    """
+    log_share = _without_self(similarity / temperature).log_softmax(dim=-1)
+    per_anchor = -(membership * log_share).sum(dim=-1)
+    weight = effective_positives(membership) ** -balance
+    return (per_anchor * weight).sum() / weight.sum()
+
+
 def norm_loss(jacobians: Float[Tensor, "anchors dims"]) -> Float[Tensor, ""]:
-    """mean((‖J‖ − 1)²): keeps every pixel able to respond, since a cosine says nothing about length (paper, section 3.2)."""
+    """mean((‖J‖ − 1)²): keeps every pixel able to respond, as a cosine says nothing of length (paper, section 3.2)."""
     return (torch.linalg.vector_norm(jacobians, dim=-1) - 1.0).square().mean()
-
-
-@dataclass
-class ShapingConfig:
-    """How rays are paired and how strongly their Jacobians are pulled together."""
-
-    pairs: PairRule = "quantile"
-    """Which rays belong together: `quantile`, for each anchor its most similar share of the others by teacher feature; or
-    `threshold`, the paper's release: one adaptive threshold on the teacher's cosine, every other ray a negative."""
-    temperature: float = 0.3
-    """Temperature of the contrastive loss, a cosine is divided by it (paper: 1)."""
-    positive_share: float = 0.1
-    """Share of the other rays (0..1) that are an anchor's positives; `quantile` only."""
-    negative_share: float = 0.5
-    """Share of the other rays (0..1) that are an anchor's negatives; `quantile` only."""
-    mig_loss_mult: float = 0.005
-    """Weight of the MIG loss beside the photometric losses (paper: 0.01). 0 together with norm-loss-mult 0: no shaping."""
-    norm_loss_mult: float = 0.005
-    """Weight of the regulariser that keeps Jacobians at norm 1 (paper: 0.01)."""
-
-    @property
-    def active(self) -> bool:
-        """Whether this asks for any shaping at all."""
-        return self.mig_loss_mult > 0 or self.norm_loss_mult > 0
-
-
-PAPER = ShapingConfig(pairs="threshold", temperature=1.0, mig_loss_mult=1e-2, norm_loss_mult=1e-2)
-"""The released code's behaviour: adaptive threshold, self a positive, no temperature, both weights 0.01."""
 
 
 def shaping_terms(
@@ -143,22 +162,27 @@ def shaping_terms(
     threshold: Float[Tensor, ""],
     config: ShapingConfig,
 ) -> tuple[ShapingTerms, Float[Tensor, ""]]:
-    """Both losses of one batch of anchors (unweighted), what to log, and the moved threshold.
+    """Both losses of one batch of anchors, what to log, and the moved threshold.
 
-    `features` are the teacher's, of the same pixels; they carry no gradient. Float32 is expected: call with autocast off.
+    `features` are the teacher's, of the same pixels; they carry no gradient. Expects float32: call with autocast off.
     """
-    teacher_cosine = cosine_matrix(features)
+    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians)
     if config.pairs == "threshold":
         pairs, threshold = threshold_pairs(teacher_cosine, threshold)
+        mig = mig_loss(similarity, pairs, config.temperature)
+        positive, negative = pairs.positive.float(), pairs.negative.float()
+        share = positive.fill_diagonal_(0.0).mean()
     else:
-        pairs = quantile_pairs(teacher_cosine, config.positive_share, config.negative_share)
-    similarity = cosine_matrix(jacobians)
+        positive = soft_pairs(teacher_cosine, config.teacher_temperature)
+        mig = soft_mig_loss(similarity, positive, config.temperature, config.balance)
+        negative = (1.0 - positive / positive.amax(dim=-1, keepdim=True)).fill_diagonal_(0.0)
+        share = effective_positives(positive).mean() / (len(positive) - 1)
     with torch.no_grad():
-        off_diagonal = ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        positive, negative = pairs.positive & off_diagonal, pairs.negative & off_diagonal
-        statistics = [_masked_mean(similarity, positive), _masked_mean(similarity, negative), positive.float().mean()]
-    return ShapingTerms(mig_loss(similarity, pairs, config.temperature), norm_loss(jacobians), *statistics), threshold
+        cosines = [(similarity * weight).sum() / weight.sum().clamp(min=NORM_EPS) for weight in (positive, negative)]
+    return ShapingTerms(mig, norm_loss(jacobians), *cosines, share), threshold
 
 
-def _masked_mean(values: Float[Tensor, "anchors anchors"], mask: Bool[Tensor, "anchors anchors"]) -> Float[Tensor, ""]:
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def _without_self(logits: Float[Tensor, "anchors anchors"]) -> Float[Tensor, "anchors anchors"]:
+    """Logits whose diagonal counts as nothing; finite, so that 0 times its logarithm stays 0."""
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return logits.masked_fill(diagonal, torch.finfo(logits.dtype).min)

@@ -1,4 +1,4 @@
-"""Training that survives: paths that mean the same everywhere, checkpoints that are whole, resumes that go on exactly."""
+"""Training that survives: paths that mean the same everywhere, whole checkpoints, resumes that go on exactly."""
 
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -37,8 +37,8 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
     def settle(self) -> None:
         """Falls back to the CPU where there is no GPU, and makes all paths absolute.
 
-        config.yml is read from other working directories later. The default data folder of nerfstudio's parsers, `.`, is
-        a path like any other.
+        config.yml is read from other working directories later. The default data folder of nerfstudio's parsers, `.`,
+        is a path like any other.
         """
         if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
             CONSOLE.print("No GPU found: training on the CPU (jacobinerf-lite is made for it).")
@@ -51,7 +51,7 @@ def make_paths_absolute(config: Any) -> None:
     for entry in fields(config):
         value = getattr(config, entry.name, None)
         if isinstance(value, Path) and entry.name not in _RELATIVE_BY_DESIGN:
-            setattr(config, entry.name, value.expanduser().absolute())
+            setattr(config, entry.name, Path(os.path.abspath(value.expanduser())))
         elif is_dataclass(value) and not isinstance(value, type):
             make_paths_absolute(value)
 
@@ -140,7 +140,7 @@ class JacobiNeRFTrainer(Trainer):
         return checkpoints.latest_checkpoint(config.load_dir)
 
     def _advance_schedules(self, step: int) -> None:
-        """Puts fresh learning-rate schedules where they would be after `step` steps: a trained field wants small steps."""
+        """Puts fresh schedules where they would be after `step` steps: a trained field wants small learning rates."""
         for scheduler in self.optimizers.schedulers.values():
             scheduler.last_epoch = step
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):

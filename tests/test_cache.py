@@ -145,7 +145,7 @@ def test_keys_follow_bytes_and_sizes_and_fingerprints_follow_settings(frames, tm
         HandcraftedConfig(),
         HandcraftedConfig(cell=8),
         OracleConfig(),
-        OracleConfig(noise=2),
+        OracleConfig(noise=2.0),
         OracleConfig(seed=1),
     ]
     assert len({config.setup().fingerprint() for config in configs}) == len(configs)

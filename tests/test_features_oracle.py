@@ -28,7 +28,7 @@ def frame(tmp_path: Path) -> Frame:
 
 
 def test_clean_features_are_patch_means_of_unit_vectors(frame: Frame):
-    values = OracleConfig(noise=0).setup().extract(frame).values
+    values = OracleConfig(noise=0.0).setup().extract(frame).values
     assert values.shape == (2, 3, 64)
     torch.testing.assert_close(values[0, 0].norm(), torch.tensor(1.0))
     torch.testing.assert_close(values[0, 0], values[1, 0])
@@ -40,16 +40,16 @@ def test_clean_features_are_patch_means_of_unit_vectors(frame: Frame):
 def test_class_vectors_are_the_same_in_every_image(frame: Frame, tmp_path: Path):
     Image.fromarray(np.full((16, 24), 2, dtype=np.uint8)).save(tmp_path / "other.png")
     other = replace(frame, semantics=tmp_path / "other.png")
-    oracle = OracleConfig(noise=0).setup()
+    oracle = OracleConfig(noise=0.0).setup()
     torch.testing.assert_close(oracle.extract(other).values[0, 0], oracle.extract(frame).values[0, 2])
-    changed = OracleConfig(noise=0, seed=1).setup().extract(frame).values
+    changed = OracleConfig(noise=0.0, seed=1).setup().extract(frame).values
     assert not torch.allclose(changed[0, 0], oracle.extract(frame).values[0, 0])
 
 
 def test_instances_are_told_apart_on_request(frame: Frame):
-    values = OracleConfig(noise=0, per_instance=True).setup().extract(frame).values
+    values = OracleConfig(noise=0.0, per_instance=True).setup().extract(frame).values
     assert not torch.allclose(values[0, 0], values[1, 0])
-    shared = OracleConfig(noise=0).setup().extract(frame).values[0, 0]
+    shared = OracleConfig(noise=0.0).setup().extract(frame).values[0, 0]
     assert values[0, 0] @ shared > 0.5
 
 
@@ -57,7 +57,7 @@ def test_noise_of_one_is_an_eighth_of_the_mean_length_per_component(tmp_path: Pa
     Image.fromarray(np.full((320, 320), 3, dtype=np.uint8)).save(tmp_path / "classes.png")
     Image.fromarray(np.zeros((320, 320, 3), dtype=np.uint8)).save(tmp_path / "image.png")
     frame = Frame(0, tmp_path / "image.png", (320, 320), None, tmp_path / "classes.png")
-    clean = OracleConfig(noise=0).setup().extract(frame).values
+    clean = OracleConfig(noise=0.0).setup().extract(frame).values
     for noise in (1.0, 3.0):
         difference = OracleConfig(noise=noise).setup().extract(frame).values - clean
         assert difference.std().item() == pytest.approx(noise * clean.norm(dim=-1).mean().item() / 8, rel=0.02)
@@ -86,7 +86,7 @@ def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="patch size 0 and noise 1 given"):
         OracleConfig(patch_size=0).setup()
     with pytest.raises(UserError, match="noise -1 given"):
-        OracleConfig(noise=-1).setup()
+        OracleConfig(noise=-1.0).setup()
 
 
 def test_sources_hold_label_maps_that_count(frame: Frame):

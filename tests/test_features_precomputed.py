@@ -43,7 +43,7 @@ def test_missing_features_are_counted_and_the_first_is_named(tmp_path: Path):
     np.save(tmp_path / "b.npy", np.zeros((2, 2, 2)))
     with pytest.raises(UserError, match=r"lacks features for 2 of 3 images \(first: a\.npy or \.safetensors\)"):
         reader(tmp_path).check(frames("a", "b", "c"))
-    with pytest.raises(UserError, match="feature folder .*gone does not exist"):
+    with pytest.raises(UserError, match=r"feature folder .*gone does not exist"):
         reader(tmp_path / "gone").check(frames("a"))
 
 

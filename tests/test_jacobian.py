@@ -51,9 +51,7 @@ def test_jacobian_is_the_autograd_gradient_of_the_rendered_mean(background: str,
     expected = [torch.autograd.grad(pixel, (W, V), retain_graph=True) for pixel in pixels]
     found = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)
     assert relative_error(found, torch.stack([grads[0] for grads in expected])) <= TOLERANCE[dtype]
-    trunk = J.trunk_jacobian(
-        scene.weights, scene.colours(), scene.activations(), scene.inputs, scene.W, background
-    )
+    trunk = J.trunk_jacobian(scene.weights, scene.colours(), scene.activations(), scene.inputs, scene.W, background)
     assert relative_error(trunk, torch.stack([grads[1] for grads in expected])) <= TOLERANCE[dtype]
 
 

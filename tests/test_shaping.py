@@ -91,18 +91,78 @@ def test_threshold_stays_in_its_range():
     assert math.isclose(float(threshold), 0.5, abs_tol=1.1 * S.THRESHOLD_STEP)
 
 
+def slow_soft_mig_loss(jacobians: Tensor, features: Tensor, config: S.ShapingConfig) -> Tensor:
+    """The soft loss as its formula reads, anchor by anchor and pair by pair."""
+
+    def cosine(vectors: Tensor, i: int, j: int) -> Tensor:
+        return torch.dot(vectors[i], vectors[j]) / (vectors[i].norm() * vectors[j].norm())
+
+    count, losses, weights = len(jacobians), [], []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        degree = torch.stack([torch.exp(cosine(features, i, j) / config.teacher_temperature) for j in others])
+        membership = degree / degree.sum()
+        term = torch.stack([torch.exp(cosine(jacobians, i, j) / config.temperature) for j in others])
+        losses.append(-(membership * torch.log(term / term.sum())).sum())
+        weights.append((1 / membership.square().sum()) ** -config.balance)
+    return (torch.stack(losses) * torch.stack(weights)).sum() / torch.stack(weights).sum()
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_soft_loss_and_its_gradient_equal_the_slow_loop(balance: float):
+    generator = torch.Generator().manual_seed(3)
+    jacobians = torch.rand(11, 24, generator=generator).requires_grad_(True)
+    features = torch.randn(11, 6, generator=generator)
+    config = S.ShapingConfig(balance=balance, temperature=0.3, teacher_temperature=0.4)
+    terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
+    expected = slow_soft_mig_loss(jacobians, features, config)
+    assert abs(float((terms.mig - expected).detach())) <= 1e-6
+    gradients = [torch.autograd.grad(loss, jacobians)[0] for loss in (terms.mig, expected)]
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) <= 1e-5
+
+
+def test_soft_membership_leaves_self_out_and_follows_the_teacher():
+    membership = S.soft_pairs(torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]), 0.1)
+    assert torch.equal(membership.diagonal(), torch.zeros(3))
+    assert torch.allclose(membership.sum(-1), torch.ones(3))
+    assert membership[0, 1] / membership[0, 2] == pytest.approx(math.exp(8), rel=1e-4)
+    assert membership[2, 0] == membership[2, 1]
+
+
+def test_effective_positives_counts_an_even_spread():
+    membership = torch.tensor([[0, 1 / 3, 1 / 3, 1 / 3], [1.0, 0, 0, 0], [0.5, 0, 0, 0.5], [0, 0, 1.0, 0]])
+    assert torch.allclose(S.effective_positives(membership), torch.tensor([3.0, 1.0, 2.0, 1.0]))
+
+
+def test_balance_gives_small_entities_the_same_say():
+    # Nine rays of one thing and two of another; only the two are badly shaped.
+    kinds = torch.tensor([0] * 9 + [1] * 2)
+    teacher = torch.where(kinds[:, None] == kinds[None], 1.0, -1.0)
+    similarity = teacher.clone()
+    similarity[9:, 9:] = 0.0
+    membership = S.soft_pairs(teacher, 0.05)
+    shares = []
+    for balance in (0.0, 0.5, 1.0):
+        leaf = similarity.clone().requires_grad_(True)
+        gradient = torch.autograd.grad(S.soft_mig_loss(leaf, membership, 0.2, balance), leaf)[0].abs()
+        shares.append(float(gradient[9:].sum() / gradient.sum()))
+    assert shares[0] < shares[1] < shares[2]
+
+
 def test_shaping_terms_report_what_they_compare():
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     jacobians = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
-    config = S.ShapingConfig(positive_share=1 / 3, negative_share=2 / 3)
-    terms, threshold = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
-    assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-6)
-    assert math.isclose(float(terms.cosine_negative), 0.6, abs_tol=1e-6)
+    terms, threshold = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.ShapingConfig())
+    assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-3)
+    assert math.isclose(float(terms.cosine_negative), 0.6, abs_tol=1e-3)
+    assert math.isclose(float(terms.positive_share), 1 / 3, abs_tol=1e-3)
     assert float(terms.norm) == pytest.approx(0.0, abs=1e-10)
     assert float(threshold) == pytest.approx(0.8)
     terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.PAPER)
     # Self is a positive of the paper's rule: two positives of cosine 1, two negatives of cosine 0.6.
     assert math.isclose(float(terms.mig), -math.log(math.e / (math.e + math.exp(0.6))), abs_tol=1e-6)
+    assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-6)
+    assert math.isclose(float(terms.positive_share), 1 / 4, abs_tol=1e-6)
 
 
 def test_norm_loss_by_hand():

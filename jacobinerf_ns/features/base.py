@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,7 @@ class FeatureGrid:
     """From one patch centre to the next, down and to the right."""
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """A frozen teacher. Never trained, never part of a checkpoint, and let go of once the features are on disk."""
 

@@ -34,7 +34,7 @@ class DinoConfig:
     """Shorter side to which images are resized for the model, pixels; sides are rounded to whole patches."""
     stride: int | None = None
     """Step between patches, pixels of the resized image. None: half a patch (4 for dino-vits8); 0: a whole patch, which
-    is about 16 times faster, with features half as dense."""
+    is about ten times faster, with features half as dense."""
 
     def __post_init__(self) -> None:
         """Makes an existing folder absolute, for configs are read from other working directories later."""

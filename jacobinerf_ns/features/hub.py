@@ -16,7 +16,7 @@ from jacobinerf_ns.features.cache import default_cache_dir
 
 _CONNECT_TIMEOUT = 5.0
 """Seconds. The hub's own client retries for 23 seconds before it admits that there is no network."""
-_UNUSED = ("pooler.", "mask_token")
+_UNUSED = ("pooler", "mask_token")
 """Parameters many checkpoints lack, and features never see."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -27,7 +27,7 @@ class Backbone:
 
     model: nn.Module
     digest: str
-    """Hash of the weights that came from the checkpoint."""
+    """Hash of the weights that features depend on."""
     mean: tuple[float, ...]
     """Mean colour of the images it was trained on, RGB 0..1."""
     std: tuple[float, ...]
@@ -83,7 +83,7 @@ def _load(name: str, source: str, offline: bool) -> Backbone:
         raise FileNotFoundError(_first_line(error)) from error
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name} cannot be loaded ({_first_line(error)}): give a vision transformer") from error
-    invented = {key for key in report["missing_keys"] if not key.startswith(_UNUSED) and not key.endswith(_UNUSED)}
+    invented = {key for key in report["missing_keys"] if not _is_unused(key)}
     if invented:
         raise UserError(
             f"the weights of model {name} lack {len(invented)} parameters (first: {min(invented)}): "
@@ -91,14 +91,18 @@ def _load(name: str, source: str, offline: bool) -> Backbone:
         )
     mean, std = _normalisation(source, offline)
     model = model.eval().float().requires_grad_(False)
-    return Backbone(model, _digest(model, set(report["missing_keys"])), mean, std)
+    return Backbone(model, _digest(model), mean, std)
 
 
-def _digest(model: nn.Module, left_out: set[str]) -> str:
-    """Hash over names, shapes and values; parameters that were drawn at random at loading are left out."""
+def _is_unused(key: str) -> bool:
+    return any(part in _UNUSED for part in key.split("."))
+
+
+def _digest(model: nn.Module) -> str:
+    """Hash over names, shapes and values; parameters that may be drawn at random at loading are left out."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        if key not in left_out:
+        if not _is_unused(key):
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
