@@ -22,8 +22,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: give a file step-*.ckpt of a run's nerfstudio_models folder")
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # numpy 2, numpy 1
-    allowed = [multiarray.scalar, np.dtype, type(np.dtype(np.float64))]
+    scalar = np.float64(0).__reduce__()[0]  # numpy 2 and numpy 1 keep it in different modules
+    allowed = [scalar, np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -10,11 +10,13 @@ from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
+from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore, open_store
 
 
@@ -52,6 +54,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         Only training with shaping calls it. Errors: `UserError` from the extractor.
         """
         config = self.config
+        if isinstance(config.extractor, OracleConfig):
+            CONSOLE.print("Teacher: oracle, made from the capture's own label maps. Say so with every result.")
         extractor = config.extractor.setup(device=self.device)
         frames = self.frames("train")
         self._store = open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features)

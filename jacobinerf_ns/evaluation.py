@@ -15,8 +15,10 @@ from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns import metrics
+from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
+from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_maps import VOID_ID, read_label_map
 from jacobinerf_ns.model import JacobiNeRFModel
@@ -146,10 +148,8 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
     vectors, classes = torch.cat([view.jacobians.flatten(0, 1) for view in views]), truth.flatten()
     by_click, dense = score_vectors(clicked, vectors, train_maps[place], classes, click_seeds)
     gap = metrics.cosine_gap(vectors, classes)
-    photos = [data.eval_dataset[i]["image"][..., :3] for i in range(len(views))]
-    psnr = [metrics.psnr(view.rgb, photo) for view, photo in zip(views, photos, strict=True)]
     return OneClickReport(
-        psnr=sum(psnr) / len(psnr),
+        psnr=_mean_psnr(pipeline, views),
         cosine_same=gap.same,
         cosine_different=gap.different,
         cosine_gap=gap.gap,
@@ -157,6 +157,45 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
         dense_miou=dense,
         clicked_view=frames[place].path.name,
     )
+
+
+def held_out_psnr(pipeline: JacobiNeRFPipeline) -> float:
+    """Mean PSNR of the held-out views in dB, for captures without label maps."""
+    pipeline.eval()
+    return _mean_psnr(pipeline, list(_render_eval_views(pipeline)))
+
+
+def evaluate_teacher(data: FeatureDataManager, click_seeds: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
+    """The same protocol on the teacher's own features of the photographs: what shaping was given to learn from.
+
+    No field takes part; a rival that has to see every photograph it labels.
+    """
+    frames, held_out = data.frames("train"), data.frames("eval")
+    train_maps, truth = read_class_maps(frames), read_class_maps(held_out)
+    place = view_with_most_classes(train_maps)
+    clicked = _all_pixels(data.teacher_store("train"), [place])[0]
+    vectors = _all_pixels(data.teacher_store("eval"), range(len(held_out))).flatten(0, 2)
+    by_click, dense = score_vectors(clicked, vectors, train_maps[place], truth.flatten(), click_seeds)
+    gap = metrics.cosine_gap(vectors, truth.flatten())
+    return {
+        "click_miou": by_click,
+        "mean_click_miou": sum(by_click) / len(by_click),
+        "dense_miou": dense,
+        "cosine_gap": gap.gap,
+    }
+
+
+def _all_pixels(store: FeatureStore, images: Sequence[int]) -> Float[Tensor, "views height width features"]:
+    height, width = store.sizes[images[0]]
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = [torch.stack([torch.full_like(rows, image), rows, cols], dim=-1).flatten(0, 1) for image in images]
+    return torch.stack([store.sample(indices).view(height, width, -1) for indices in pixels])
+
+
+def _mean_psnr(pipeline: JacobiNeRFPipeline, views: Sequence[RenderedView]) -> float:
+    photos = [pipeline.datamanager.eval_dataset[i]["image"][..., :3] for i in range(len(views))]
+    values = [metrics.psnr(view.rgb, photo) for view, photo in zip(views, photos, strict=True)]
+    return sum(values) / len(values)
 
 
 def _render_eval_views(pipeline: JacobiNeRFPipeline) -> Iterator[RenderedView]:

@@ -80,6 +80,8 @@ class JacobiNeRFModel(NerfactoModel):
 
     config: JacobiNeRFModelConfig
     field: JacobiNeRFField
+    pair_threshold: Float[Tensor, ""]
+    """The paper's adaptive threshold: a buffer, so that it survives a resume."""
 
     def populate_modules(self) -> None:
         """Nerfacto's modules, with our field in the place of its field and LPIPS put off until it is needed."""
@@ -174,8 +176,10 @@ class JacobiNeRFModel(NerfactoModel):
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if "jacobians" in outputs:
             assert metrics_dict is not None
-            losses["mig_loss"] = self.config.shaping.mig_loss_mult * metrics_dict["mig"]
-            losses["norm_loss"] = self.config.shaping.norm_loss_mult * metrics_dict["norm"]
+            config, steps = self.config.shaping, self.step - self.config.shaping_start_step
+            share = shaping.decayed_share(steps, config.decay_steps, config.final_share)
+            losses["mig_loss"] = share * config.mig_loss_mult * metrics_dict["mig"]
+            losses["norm_loss"] = share * config.norm_loss_mult * metrics_dict["norm"]
         return losses
 
     @torch.no_grad()
@@ -200,7 +204,9 @@ class JacobiNeRFModel(NerfactoModel):
         with self.field.recording() as traces:
             outputs = self.forward(ray_bundle)
         weights = traces[0].ray_samples.get_weights(traces[0].density)
-        return outputs["rgb"], self._render_jacobians(traces[0], weights)
+        rgb = outputs["rgb"]
+        assert isinstance(rgb, Tensor)
+        return rgb, self._render_jacobians(traces[0], weights)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

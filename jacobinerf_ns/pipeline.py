@@ -8,7 +8,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
+from torch.cuda.amp.grad_scaler import GradScaler
 
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig

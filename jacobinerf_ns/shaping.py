@@ -11,6 +11,7 @@ Mutual-information-gradient (MIG) loss of anchor i, with hard pairs (paper, sect
 both as one n×n matrix, where the release loops over pairs.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -49,6 +50,12 @@ class ShapingConfig:
     norm_loss_mult: float = 0.005
     """Weight of the regulariser that keeps Jacobians at norm 1 (paper: 0.01)."""
 
+    decay_steps: int | None = None
+    """Steps of shaping over which both weights fall to final-share of themselves, as half a cosine; what follows
+    polishes colour. None: they stay as they are (paper)."""
+    final_share: float = 0.05
+    """Share (0..1) of both weights that is left after decay-steps."""
+
     @property
     def active(self) -> bool:
         """Whether this asks for any shaping at all."""
@@ -77,6 +84,17 @@ class ShapingTerms(NamedTuple):
     """The same of negative pairs."""
     positive_share: Float[Tensor, ""]
     """Share of pairs that are positive; for soft pairs the effective share."""
+
+
+def decayed_share(steps_of_shaping: int, decay_steps: int | None, final_share: float) -> float:
+    """Share of the shaping weights that is left after some steps of shaping: half a cosine from 1 to `final_share`.
+
+    Structure that is there stays with little push, and the end of training belongs to colour. None: no decay (paper).
+    """
+    if decay_steps is None:
+        return 1.0
+    progress = min(1.0, steps_of_shaping / decay_steps)
+    return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def cosine_matrix(vectors: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
@@ -178,8 +196,14 @@ def shaping_terms(
         negative = (1.0 - positive / positive.amax(dim=-1, keepdim=True)).fill_diagonal_(0.0)
         share = effective_positives(positive).mean() / (len(positive) - 1)
     with torch.no_grad():
-        cosines = [(similarity * weight).sum() / weight.sum().clamp(min=NORM_EPS) for weight in (positive, negative)]
-    return ShapingTerms(mig, norm_loss(jacobians), *cosines, share), threshold
+        near, far = (_weighted_mean(similarity, weight) for weight in (positive, negative))
+    return ShapingTerms(mig, norm_loss(jacobians), near, far, share), threshold
+
+
+def _weighted_mean(
+    values: Float[Tensor, "anchors anchors"], weight: Float[Tensor, "anchors anchors"]
+) -> Float[Tensor, ""]:
+    return (values * weight).sum() / weight.sum().clamp(min=NORM_EPS)
 
 
 def _without_self(logits: Float[Tensor, "anchors anchors"]) -> Float[Tensor, "anchors anchors"]:

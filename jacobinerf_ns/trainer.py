@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
@@ -23,6 +23,8 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
 
     _target: type = field(default_factory=lambda: JacobiNeRFTrainer)
     """Class to build."""
+    pipeline: JacobiNeRFPipelineConfig = field(default_factory=JacobiNeRFPipelineConfig)
+    """Data and model."""
 
     def set_timestamp(self) -> None:
         """Called by `ns-train` before it prints and saves the config: also settles device and paths."""
@@ -59,6 +61,7 @@ def make_paths_absolute(config: Any) -> None:
 class JacobiNeRFTrainer(Trainer):
     """nerfstudio's trainer with whole checkpoints, exact resumes and a start from plain nerfacto."""
 
+    config: JacobiNeRFTrainerConfig
     pipeline: JacobiNeRFPipeline
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from jacobinerf_ns import jacobian as J
 
 RAYS, SAMPLES, HIDDEN, INPUTS = 6, 9, 16, 12
-BACKGROUNDS = ["last_sample", "black", "white", "random"]
+BACKGROUNDS: list[J.Background] = ["last_sample", "black", "white", "random"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -31,7 +31,7 @@ class Scene:
         return torch.sigmoid(self.activations(V) @ (self.W if W is None else W).T + self.b)
 
 
-def render(colours: Tensor, weights: Tensor, background: str, training: bool) -> Tensor:
+def render(colours: Tensor, weights: Tensor, background: J.Background, training: bool) -> Tensor:
     renderer = RGBRenderer(background_color=background).train(training)
     return renderer(rgb=colours.clone(), weights=weights[..., None])
 
@@ -43,7 +43,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_jacobian_is_the_autograd_gradient_of_the_rendered_mean(background: str, training: bool, dtype: torch.dtype):
+def test_jacobian_is_the_autograd_gradient_of_the_rendered_mean(
+    background: J.Background, training: bool, dtype: torch.dtype
+):
     scene = Scene(dtype)
     W = scene.W.clone().requires_grad_(True)
     V = scene.V.clone().requires_grad_(True)
@@ -83,7 +85,7 @@ def test_a_ray_that_hits_nothing_has_a_finite_jacobian_and_no_resonance():
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_perturbed_colour_is_what_changed_weights_render(background: str):
+def test_perturbed_colour_is_what_changed_weights_render(background: J.Background):
     scene, step = Scene(torch.float64), 0.3
     direction = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)[2]
     logits = scene.activations() @ scene.W.T + scene.b

@@ -28,7 +28,8 @@ def test_confusion_of_views_adds_up():
     generator = torch.Generator().manual_seed(0)
     truth, predicted = (torch.randint(0, 5, (2, 8, 6), generator=generator) for _ in range(2))
     pooled = metrics.confusion_matrix(predicted, truth, 5)
-    assert torch.equal(pooled, sum(metrics.confusion_matrix(p, t, 5) for p, t in zip(predicted, truth, strict=True)))
+    of_views = [metrics.confusion_matrix(p, t, 5) for p, t in zip(predicted, truth, strict=True)]
+    assert torch.equal(pooled, torch.stack(of_views).sum(0))
     for q in range(1, 5):
         for m in range(5):
             assert pooled[q, m] == ((truth == q) & (predicted == m)).sum()

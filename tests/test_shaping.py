@@ -165,5 +165,11 @@ def test_shaping_terms_report_what_they_compare():
     assert math.isclose(float(terms.positive_share), 1 / 4, abs_tol=1e-6)
 
 
+def test_decay_is_half_a_cosine_and_then_stays():
+    assert S.decayed_share(10**6, None, 0.1) == 1.0
+    shares = [S.decayed_share(step, 100, 0.1) for step in (0, 50, 100, 500)]
+    assert shares == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
 def test_norm_loss_by_hand():
     assert float(S.norm_loss(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))) == pytest.approx(8.0)

@@ -4,6 +4,8 @@ import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from tiny import SHAPING_START, start, tiny_capture, tiny_config
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.trainer import JacobiNeRFTrainer
+from jacobinerf_ns.pipeline import CPU_VIEWER_RESOLUTION
+from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_a_run_killed_while_saving_keeps_its_last_checkpoint(
 ):
     before = sorted(file.name for file in finished.checkpoint_dir.iterdir())
 
-    def half_write(state: object, file: object) -> None:
+    def half_write(state: object, file: IO[bytes]) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
 
@@ -90,6 +93,13 @@ def test_config_yml_has_absolute_paths_and_the_device_that_is_there(
     assert str(saved.relative_model_dir) == "nerfstudio_models"
 
 
+def test_on_a_cpu_the_viewer_starts_with_frames_that_leave_time_for_training(finished: JacobiNeRFTrainer):
+    slider = SimpleNamespace(value=512)
+    viewer: Any = SimpleNamespace(viser_server=None, control_panel=SimpleNamespace(_max_res=slider))
+    finished.pipeline.frame_limit._setup(viewer)
+    assert slider.value == CPU_VIEWER_RESOLUTION < 100
+
+
 def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:
     """A plain nerfacto run of nerfstudio's own method and trainer, with the tiny model's sizes."""
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
@@ -98,7 +108,7 @@ def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:
 
     ours = tiny_config(capture, folder).pipeline.model
     stock = {name: getattr(ours, name) for name in vars(NerfactoModelConfig()) if name != "_target"}
-    config = deepcopy(method_configs["nerfacto"])
+    config: Any = deepcopy(method_configs["nerfacto"])
     config.pipeline.model = NerfactoModelConfig(**{**stock, **changes})
     config.pipeline.datamanager = VanillaDataManagerConfig(
         dataparser=NerfstudioDataParserConfig(data=capture), train_num_rays_per_batch=64
@@ -131,7 +141,8 @@ def test_shaping_starts_from_a_plain_nerfacto_run(capture: Path, nerfacto: Path,
     loaded = checkpoints.read_checkpoint(nerfacto)["pipeline"]
     model = trainer.pipeline.model
     assert torch.equal(model.field.mlp_head.rgb_layer.weight, loaded["_model.field.mlp_head.layers.2.weight"])
-    assert torch.equal(model.field.mlp_head.trunk.layers[1].weight, loaded["_model.field.mlp_head.layers.1.weight"])
+    trunk = dict(model.field.mlp_head.trunk.named_parameters())
+    assert torch.equal(trunk["layers.1.weight"], loaded["_model.field.mlp_head.layers.1.weight"])
     group = trainer.optimizers.optimizers["fields"].param_groups[0]
     decayed = config.optimizers["fields"]["scheduler"]
     assert group["lr"] == pytest.approx(1e-2 * (decayed.lr_final / 1e-2) ** (6 / decayed.max_steps))
@@ -190,7 +201,7 @@ def test_missing_extra_and_differently_shaped_parameters_are_errors():
     checkpoints.check_fits(dict(expected), expected)
 
 
-def exit_line(config: object, capsys: pytest.CaptureFixture) -> str:
+def exit_line(config: JacobiNeRFTrainerConfig, capsys: pytest.CaptureFixture) -> str:
     """Sets a trainer up that must fail, and returns the one line that it fails with."""
     with pytest.raises(SystemExit) as stop:
         start(config)

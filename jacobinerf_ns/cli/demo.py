@@ -19,11 +19,14 @@ class Demo:
     """Photographs of the room, 8 of them held out."""
     width: int = 96
     """Width of the photographs in pixels; the height is three quarters of it."""
+    steps: int | None = None
+    """Training steps (default: those of jacobinerf-lite); fewer make a quicker and worse demo."""
     seed: int = 42
     """Seed of the training."""
 
     def main(self) -> None:
         """Runs it all, and says where the pictures are."""
-        from jacobinerf_ns.demo.run import run_demo
+        from jacobinerf_ns.demo.run import demo_config, make_room, run_demo
 
-        run_demo(self.output_dir, self.extractor, self.views, self.width, self.seed)
+        room = make_room(self.output_dir.absolute(), self.views, self.width)
+        run_demo(demo_config(self.extractor, self.steps, self.seed), room, self.output_dir.absolute())

@@ -1,6 +1,7 @@
 """The demo: room, plain training, shaping, and a contact sheet of both."""
 
 import json
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -28,39 +29,52 @@ CLICKED_THINGS = ("chair", "cushion", "lamp")
 """Classes whose largest visible member is clicked for the contact sheet."""
 
 
-def run_demo(output_dir: Path, extractor: ExtractorConfig, views: int, width: int, seed: int) -> None:
-    """Makes the room, trains `jacobinerf-lite` on it, and writes `contact_sheet.png` and `numbers.json`.
-
-    The unshaped field is the same run at the step where its shaping starts.
-    """
-    output_dir = output_dir.absolute()
+def make_room(output_dir: Path, views: int, width: int) -> Path:
+    """The room as a capture, with a progress bar."""
     with Progress() as progress:
         task = progress.add_task("Ray tracing the room", total=views)
-        room = write_capture(
+        return write_capture(
             output_dir / "room",
             num_views=views,
             width=width,
             height=width * 3 // 4,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
+
+
+def demo_config(extractor: ExtractorConfig, steps: int | None, seed: int) -> JacobiNeRFTrainerConfig:
+    """`jacobinerf-lite` with a teacher; with other steps than its own, its stages keep their proportions."""
     config = deepcopy(jacobinerf_lite.config)
     assert isinstance(config, JacobiNeRFTrainerConfig)
     config.machine.seed = seed
     config.pipeline.datamanager.extractor = extractor
+    if steps is not None:
+        model, scale = config.pipeline.model, steps / config.max_num_iterations
+        model.shaping_start_step = max(1, round(scale * model.shaping_start_step))
+        if model.shaping.decay_steps is not None:
+            model.shaping.decay_steps = max(1, round(scale * model.shaping.decay_steps))
+        config.max_num_iterations = steps
+    return config
+
+
+def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> None:
+    """Trains on the room, and writes `contact_sheet.png` and `numbers.json`.
+
+    The unshaped field is the same run at the step where its shaping starts.
+    """
     plain, shaped = _train_in_two_stages(config, room, output_dir / "outputs")
-    reports = {}
-    sheets = []
-    for name, trainer in (("unshaped", plain), ("shaped", shaped)):
-        reports[name] = evaluation.evaluate_one_click(trainer.pipeline)
-        sheets.append(trainer.pipeline)
-    write_contact_sheet(output_dir / "contact_sheet.png", *sheets)
+    trainers = {"unshaped": plain, "shaped": shaped}
+    reports = {name: evaluation.evaluate_one_click(trainer.pipeline) for name, trainer in trainers.items()}
+    write_contact_sheet(output_dir / "contact_sheet.png", plain.pipeline, shaped.pipeline)
+    teacher = config.pipeline.datamanager.extractor
+    numbers = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}
+    numbers |= {name: report.as_dict() for name, report in reports.items()}
     with atomic_write(output_dir / "numbers.json") as temporary:
-        numbers = {"teacher": type(extractor).__name__, **{name: report.as_dict() for name, report in reports.items()}}
         temporary.write_text(json.dumps(numbers, indent=2))
     _print_reports(reports)
     run = shaped.config.get_base_dir() / "config.yml"
     CONSOLE.print(f"\nPictures: {output_dir / 'contact_sheet.png'}\nThe run:  {run}", soft_wrap=True)
-    CONSOLE.print(f"Walk around in it: ns-viewer --load-config {run}", soft_wrap=True)
+    CONSOLE.print(f"Walk around in it: {Path(sys.executable).parent / 'ns-viewer'} --load-config {run}", soft_wrap=True)
 
 
 def _train_in_two_stages(
