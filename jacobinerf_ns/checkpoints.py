@@ -12,6 +12,7 @@ from torch import Tensor
 from jacobinerf_ns.errors import UserError
 
 MODEL_PREFIX = "_model."
+OWN_BUFFERS = ("pair_threshold", "first_shaping_step")
 _NERFACTO_HEAD = re.compile(r"field\.mlp_head\.layers\.(\d+)\.(weight|bias)")
 
 
@@ -63,7 +64,7 @@ def is_nerfacto(state: Mapping[str, Tensor]) -> bool:
 def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Plain nerfacto's state with our names: the last layer of its colour head becomes the RGB layer.
 
-    What only a shaped model has (the pair threshold) keeps the value it has in `expected`.
+    What only a shaped model has keeps the value it has in `expected`.
     """
     if any("tcnn" in key or key.endswith(".params") for key in state):
         raise UserError(
@@ -71,7 +72,7 @@ def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             "train nerfacto with --pipeline.model.implementation torch, or train jacobinerf from scratch"
         )
     head = [int(match.group(1)) for key in state if (match := _NERFACTO_HEAD.fullmatch(key))]
-    renamed = {"pair_threshold": expected["pair_threshold"]}
+    renamed = {key: expected[key] for key in OWN_BUFFERS}
     for key, value in state.items():
         match = _NERFACTO_HEAD.fullmatch(key)
         if match is None:

@@ -14,13 +14,15 @@ from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.model import JacobiNeRFModelConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
-from jacobinerf_ns.shaping import PAPER
+from jacobinerf_ns.shaping import PAPER, ShapingConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 FULL_MODEL = JacobiNeRFModelConfig(
     eval_num_rays_per_chunk=1 << 15,
     average_init_density=0.01,
     camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+    shaping_start_step=15000,
+    shaping=ShapingConfig(decay_steps=15000),
 )
 LITE_MODEL = replace(
     FULL_MODEL,
@@ -29,17 +31,20 @@ LITE_MODEL = replace(
     num_levels=8,
     log2_hashmap_size=15,
     max_res=512,
-    num_proposal_samples_per_ray=(64, 32),
+    num_proposal_samples_per_ray=(32, 16),
     num_nerf_samples_per_ray=24,
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
-    shaping_start_step=600,
+    shaping_start_step=1500,
+    shaping=ShapingConfig(decay_steps=1000),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
     shaping_start_step=30000,
     num_shaping_rays=64,
     detach_rendering_weights=False,
+    detach_colours=False,
+    shaping_gradient_below=1.0,
     shaping=PAPER,
 )
 
@@ -87,7 +92,7 @@ jacobinerf = MethodSpecification(
 )
 jacobinerf_lite = MethodSpecification(
     config=replace(
-        trainer_config("jacobinerf-lite", LITE_MODEL, steps=1200, rays=512, decay_steps=1200, lr_final=1e-3),
+        trainer_config("jacobinerf-lite", LITE_MODEL, steps=2500, rays=512, decay_steps=2500, lr_final=1e-3),
         mixed_precision=False,
         steps_per_save=500,
     ),

@@ -46,13 +46,18 @@ class ColourHead(nn.Module):
             implementation=implementation,
         )
         self.rgb_layer = nn.Linear(hidden, 3)
+        self.gradient_below = 1.0
+        """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
         self.records: list[tuple[Tensor | None, Tensor]] | None = None
 
     def forward(self, features: Float[Tensor, "points features"]) -> Float[Tensor, "points channels"]:
         """Colour in 0..1 of points, from their direction, geometry and appearance features."""
         inputs, activations = self.hidden(features)
         if self.records is not None:
-            self.records.append((inputs, activations))
+            if self.training and self.gradient_below < 1.0:
+                self.records.append(self.hidden(_scale_gradient(features, self.gradient_below)))
+            else:
+                self.records.append((inputs, activations))
         return torch.sigmoid(self.rgb_layer(activations.to(self.rgb_layer.weight.dtype)))
 
     def hidden(
@@ -118,3 +123,8 @@ class JacobiNeRFField(NerfactoField):
                 )
             )
         return outputs
+
+
+def _scale_gradient(values: Float[Tensor, "points features"], share: float) -> Float[Tensor, "points features"]:
+    """The values as they are, with a share of their gradient."""
+    return share * values + (1.0 - share) * values.detach()

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +21,7 @@ from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
 from jacobinerf_ns.shaping import ShapingConfig
 
 WHOLE_BATCH = 0
+NOT_YET = -1
 CPU_SHAPING_RAYS = 1024
 """Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
 
@@ -30,7 +31,7 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Nerfacto's options, and when, where and how Jacobians are shaped."""
 
     _target: type = field(default_factory=lambda: JacobiNeRFModel)
-    shaping_start_step: int = 2000
+    shaping_start_step: int = 15000
     """First training step with shaping; before it training is plain nerfacto (paper: shaping starts after 200,000 plain
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
@@ -40,6 +41,11 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Layers whose Jacobian is shaped: the RGB layer (paper), or the last two layers (`rgb+trunk`)."""
     detach_rendering_weights: bool = True
     """Keep shaping from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
+    detach_colours: bool = True
+    """Keep shaping from fading colours: they enter the slopes p(1 − p) as constants (paper: they do not)."""
+    shaping_gradient_below: float = 0.1
+    """Share (0..1) of the shaping gradient that goes below the colour trunk, to geometry features and hash table. Their
+    optimiser scales steps by all gradients it sees, so a full share slows the learning of colour (paper: 1)."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     """Pairs, temperature and weights of the shaping losses."""
 
@@ -82,6 +88,8 @@ class JacobiNeRFModel(NerfactoModel):
     field: JacobiNeRFField
     pair_threshold: Float[Tensor, ""]
     """The paper's adaptive threshold: a buffer, so that it survives a resume."""
+    first_shaping_step: Int[Tensor, ""]
+    """When shaping began: decay counts from there, also where an old field is shaped long after the set start."""
 
     def populate_modules(self) -> None:
         """Nerfacto's modules, with our field in the place of its field and LPIPS put off until it is needed."""
@@ -96,7 +104,11 @@ class JacobiNeRFModel(NerfactoModel):
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
                 "use --pipeline.model.implementation torch, or --pipeline.model.shaped-layers rgb"
             )
+        self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
+        self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
+        self._origin: int | None = None
+        self._steps_of_shaping = 0
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -105,10 +117,20 @@ class JacobiNeRFModel(NerfactoModel):
 
         def set_step(step: int) -> None:
             self.step = step
+            if self.shapes_at(step):
+                self._steps_of_shaping = step - self._shaping_origin(step)
 
         before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
         own = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=set_step)
         return [own, *super().get_training_callbacks(training_callback_attributes)]
+
+    def _shaping_origin(self, step: int) -> int:
+        """The first shaping step, which is this one if there was none; the buffer, on the GPU, is asked once."""
+        if self._origin is None:
+            if int(self.first_shaping_step) == NOT_YET:
+                self.first_shaping_step.fill_(step)
+            self._origin = int(self.first_shaping_step)
+        return self._origin
 
     def shapes_at(self, step: int) -> bool:
         """Whether the shaping losses are on at a training step."""
@@ -124,8 +146,11 @@ class JacobiNeRFModel(NerfactoModel):
         weights = outputs["weights_list"][-1]
         if self.config.detach_rendering_weights:
             weights = weights.detach()
+        trace = traces[0]
+        if self.config.detach_colours:
+            trace = replace(trace, colours=trace.colours.detach())
         outputs["anchors"] = anchors
-        outputs["jacobians"] = self._render_jacobians(traces[0], weights, anchors)
+        outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
         return outputs
 
     def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"]:
@@ -176,8 +201,8 @@ class JacobiNeRFModel(NerfactoModel):
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if "jacobians" in outputs:
             assert metrics_dict is not None
-            config, steps = self.config.shaping, self.step - self.config.shaping_start_step
-            share = shaping.decayed_share(steps, config.decay_steps, config.final_share)
+            config = self.config.shaping
+            share = shaping.decayed_share(self._steps_of_shaping, config.decay_steps, config.final_share)
             losses["mig_loss"] = share * config.mig_loss_mult * metrics_dict["mig"]
             losses["norm_loss"] = share * config.norm_loss_mult * metrics_dict["norm"]
         return losses

@@ -47,7 +47,7 @@ class ShapingConfig:
     number of positives)^-balance. 0: all alike; 1: every entity alike, whatever its size; `soft` only."""
     mig_loss_mult: float = 0.02
     """Weight of the MIG loss beside the photometric losses (paper: 0.01). With both weights 0 nothing is shaped."""
-    norm_loss_mult: float = 0.005
+    norm_loss_mult: float = 0.001
     """Weight of the regulariser that keeps Jacobians at norm 1 (paper: 0.01)."""
 
     decay_steps: int | None = None

@@ -39,6 +39,7 @@ def rays(count: int = RAYS) -> RayBundle:
 @pytest.mark.parametrize("background", ["last_sample", "black", "white", "random"])
 def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(background: str, training: bool):
     model = make_model(background_color=background, shaping_start_step=0, shaped_layers="rgb+trunk").train(training)
+    model.field.mlp_head.gradient_below = 1.0
     torch.manual_seed(5)  # stratified samples: both passes draw the same
     if training:
         outputs = model(rays())
@@ -98,6 +99,23 @@ def test_detached_weights_keep_shaping_away_from_density(detach: bool):
     weights.retain_grad()
     outputs["jacobians"].sum().backward()
     assert (weights.grad is None) == detach
+
+
+def test_a_share_of_the_shaping_gradient_goes_below_the_trunk():
+    gradients = []
+    for share in (1.0, 0.25, 0.0):
+        model = make_model(shaping_start_step=0, shaping_gradient_below=share).train()
+        torch.manual_seed(5)
+        outputs = model(rays())
+        outputs["jacobians"].square().sum().backward()
+        parameters = dict(model.field.named_parameters())
+        base = parameters["mlp_base.model.1.layers.0.weight"].grad
+        gradients.append((base, parameters["mlp_head.trunk.layers.0.weight"].grad, outputs["jacobians"].detach()))
+    whole, quarter, none = (base for base, _, _ in gradients)
+    assert not none.any()
+    assert torch.allclose(0.25 * whole, quarter, rtol=1e-4, atol=1e-9)
+    assert all(torch.allclose(gradients[0][2], jacobians, atol=1e-6) for _, _, jacobians in gradients)
+    assert all(float(trunk.norm()) > 0 for _, trunk, _ in gradients)
 
 
 def test_num_shaping_rays_picks_evenly_spaced_rays():

@@ -149,6 +149,7 @@ def test_shaping_starts_from_a_plain_nerfacto_run(capture: Path, nerfacto: Path,
     assert not trainer.optimizers.optimizers["fields"].state  # fresh
     trainer.train()
     assert float(model.pair_threshold) != 0.8
+    assert int(model.first_shaping_step) == 6  # decay counts from here, not from the configured start
 
 
 def test_a_nerfacto_field_renders_the_same_as_ours_with_its_weights(capture: Path, nerfacto: Path, tmp_path: Path):
@@ -187,7 +188,7 @@ def test_a_tcnn_checkpoint_is_refused_with_advice():
     state = {"field.mlp_head.tcnn_encoding.params": torch.zeros(3)}
     assert checkpoints.is_nerfacto(state)
     with pytest.raises(UserError, match="implementation torch"):
-        checkpoints.from_nerfacto(state, {"pair_threshold": torch.tensor(0.8)})
+        checkpoints.from_nerfacto(state, {})
 
 
 def test_missing_extra_and_differently_shaped_parameters_are_errors():
