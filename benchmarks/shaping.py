@@ -90,7 +90,8 @@ def read_recipe(path: Path) -> Recipe:
     """A recipe from its YAML file; unknown keys are errors."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        return Recipe(**fields)
     except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no recipe ({error}): see configs/nook-oracle.yml") from error
 

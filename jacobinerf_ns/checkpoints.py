@@ -66,10 +66,15 @@ def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
     What only a shaped model has keeps the value it has in `expected`.
     """
-    if any("tcnn" in key or key.endswith(".params") for key in state):
+    if _is_tcnn(state):
         raise UserError(
             "the nerfacto checkpoint was trained with tiny-cuda-nn, which hides the last colour layer: "
             "train nerfacto with --pipeline.model.implementation torch, or train jacobinerf from scratch"
+        )
+    if _is_tcnn(expected):
+        raise UserError(
+            "the nerfacto checkpoint was trained without tiny-cuda-nn, and this model uses it: "
+            "add --pipeline.model.implementation torch"
         )
     head = [int(match.group(1)) for key in state if (match := _NERFACTO_HEAD.fullmatch(key))]
     renamed = {key: expected[key] for key in OWN_BUFFERS}
@@ -82,6 +87,10 @@ def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         else:
             renamed[f"field.mlp_head.trunk.layers.{match.group(1)}.{match.group(2)}"] = value
     return renamed
+
+
+def _is_tcnn(state: Mapping[str, Tensor]) -> bool:
+    return any("tcnn" in key or key.endswith(".params") for key in state)
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ LITE_MODEL = replace(
     FULL_MODEL,
     implementation="torch",
     eval_num_rays_per_chunk=2048,
+    hidden_dim_color=128,
     num_levels=8,
     log2_hashmap_size=15,
     max_res=512,

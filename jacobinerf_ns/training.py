@@ -2,14 +2,27 @@
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
+
+
+@contextmanager
+def quiet_nerfstudio() -> Iterator[None]:
+    """Keeps nerfstudio's log lines out of the way of a progress bar; errors are exceptions and come through."""
+    before, CONSOLE.quiet = CONSOLE.quiet, True
+    try:
+        yield
+    finally:
+        CONSOLE.quiet = before
 
 
 def train(config: JacobiNeRFTrainerConfig, description: str, data: Path, output_dir: Path) -> JacobiNeRFTrainer:
@@ -22,23 +35,27 @@ def train(config: JacobiNeRFTrainerConfig, description: str, data: Path, output_
     config.output_dir, config.vis = output_dir, "tensorboard"
     config.logging.local_writer.enable = False
     config.viewer.quit_on_train_completion = True
-    config.set_timestamp()
-    config.save_config()
-    seed = config.machine.seed
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (nerfstudio draws from the global generator)
-    torch.manual_seed(seed)
-    trainer = config.setup(local_rank=0, world_size=1)
-    trainer.setup()
+    with quiet_nerfstudio():
+        config.set_timestamp()
+        config.save_config()
+        seed = config.machine.seed
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (nerfstudio draws from the global generator)
+        torch.manual_seed(seed)
+        trainer = config.setup(local_rank=0, world_size=1)
+        trainer.setup()
+        _train_with_progress(trainer, description)
+    return trainer
+
+
+def _train_with_progress(trainer: JacobiNeRFTrainer, description: str) -> None:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        task = progress.add_task(description, total=config.max_num_iterations)
-        trainer.callbacks.append(
-            TrainingCallback(
-                where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                update_every_num_iters=1,
-                func=lambda step: progress.advance(task),
-            )
+        task = progress.add_task(description, total=trainer.config.max_num_iterations)
+        advance = TrainingCallback(
+            where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+            update_every_num_iters=1,
+            func=lambda step: progress.advance(task),
         )
+        trainer.callbacks.append(advance)
         trainer.train()
-    return trainer

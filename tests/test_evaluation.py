@@ -14,6 +14,7 @@ from jacobinerf_ns.cli.demo import Demo
 from jacobinerf_ns.demo.run import centre_pixel
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
+from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
 
 
@@ -66,8 +67,7 @@ def test_teacher_and_field_are_scored_alike(tmp_path: Path):
     config = tiny_config(tiny_capture(tmp_path / "room"), tmp_path)
     data = start(config).pipeline.datamanager
     noisy = evaluation.evaluate_teacher(data)
-    config.pipeline.datamanager.extractor.noise = 0.0
-    config.pipeline.datamanager.extractor.patch_size = 1
+    config.pipeline.datamanager.extractor = OracleConfig(noise=0.0, patch_size=1)
     clean = evaluation.evaluate_teacher(start(config).pipeline.datamanager)
     assert clean["mean_click_miou"] > noisy["mean_click_miou"]
     assert clean["cosine_gap"] > 0.9

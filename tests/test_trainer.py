@@ -191,6 +191,12 @@ def test_a_tcnn_checkpoint_is_refused_with_advice():
         checkpoints.from_nerfacto(state, {})
 
 
+def test_a_torch_checkpoint_for_a_tcnn_model_is_refused_with_advice():
+    state = {"field.mlp_head.layers.0.weight": torch.zeros(3)}
+    with pytest.raises(UserError, match="add --pipeline.model.implementation torch"):
+        checkpoints.from_nerfacto(state, {"field.mlp_base.model.params": torch.zeros(3)})
+
+
 def test_missing_extra_and_differently_shaped_parameters_are_errors():
     expected = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(UserError, match=r"lacks 1 parameters \(first: b\)"):
