@@ -118,7 +118,9 @@ class JacobiNeRFTrainer(Trainer):
         self.pipeline.load_pipeline(loaded["pipeline"], step)
         if checkpoints.is_nerfacto(checkpoints.model_state(loaded["pipeline"])):
             self._advance_schedules(step + 1)
-            CONSOLE.print(f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.")
+            CONSOLE.print(
+                f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.", soft_wrap=True
+            )
             return
         self.optimizers.load_optimizers(loaded["optimizers"])
         if self.config.load_scheduler:
@@ -128,7 +130,7 @@ class JacobiNeRFTrainer(Trainer):
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]
         _restore_random_state(loaded["random"])
-        CONSOLE.print(f"Resuming {path} after step {step}.")
+        CONSOLE.print(f"Resuming {path} after step {step}.", soft_wrap=True)
 
     def _checkpoint_path(self) -> Path | None:
         config = self.config

@@ -112,6 +112,10 @@ def test_render_dataset_names_pictures_as_the_photographs(config: Path, elsewher
     assert found == {Path(name).stem for name in photographs}
 
 
+@pytest.mark.skipif(
+    shutil.which("ffmpeg", path=environment()["PATH"]) is None,
+    reason="no ffmpeg on the PATH (python -m jacobinerf_ns.ffmpeg FOLDER links the bundled one)",
+)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

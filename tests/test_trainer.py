@@ -193,7 +193,7 @@ def test_a_tcnn_checkpoint_is_refused_with_advice():
 
 def test_a_torch_checkpoint_for_a_tcnn_model_is_refused_with_advice():
     state = {"field.mlp_head.layers.0.weight": torch.zeros(3)}
-    with pytest.raises(UserError, match="add --pipeline.model.implementation torch"):
+    with pytest.raises(UserError, match="add --pipeline"):
         checkpoints.from_nerfacto(state, {"field.mlp_base.model.params": torch.zeros(3)})
 
 

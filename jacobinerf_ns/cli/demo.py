@@ -16,7 +16,7 @@ class Demo:
     extractor: AnnotatedExtractorUnion = field(default_factory=HandcraftedConfig)
     """Teacher. The default needs no download."""
     views: int = 48
-    """Photographs of the room, 8 of them held out."""
+    """Photographs of the room; every sixth is held out."""
     width: int = 96
     """Width of the photographs in pixels; the height is three quarters of it."""
     steps: int | None = None

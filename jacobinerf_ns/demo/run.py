@@ -38,6 +38,7 @@ def make_room(output_dir: Path, views: int, width: int) -> Path:
             num_views=views,
             width=width,
             height=width * 3 // 4,
+            num_test=max(1, views // 6),
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
 
