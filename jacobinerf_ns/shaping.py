@@ -45,7 +45,7 @@ class ShapingConfig:
     balance: float = 0.5
     """How much anchors with many likenesses count less, so that walls do not drown a cup: an anchor weighs (effective
     number of positives)^-balance. 0: all alike; 1: every entity alike, whatever its size; `soft` only."""
-    mig_loss_mult: float = 0.02
+    mig_loss_mult: float = 0.012
     """Weight of the MIG loss beside the photometric losses (paper: 0.01). With both weights 0 nothing is shaped."""
     norm_loss_mult: float = 0.001
     """Weight of the regulariser that keeps Jacobians at norm 1 (paper: 0.01)."""
