@@ -153,13 +153,14 @@ class JacobiNeRFModel(NerfactoModel):
         outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
         return outputs
 
-    def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"]:
+    def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"] | slice:
         wanted = self.config.num_shaping_rays
         if wanted is None:
             wanted = CPU_SHAPING_RAYS if self.device.type == "cpu" else WHOLE_BATCH
-        count = num_rays if wanted == WHOLE_BATCH else min(wanted, num_rays)
+        if wanted == WHOLE_BATCH or wanted >= num_rays:
+            return slice(None)  # no copies
         # Evenly spaced, not the first ones: with images of mixed sizes nerfstudio hands out the rays image by image.
-        return torch.linspace(0, num_rays - 1, count, device=self.device).round().long()
+        return torch.linspace(0, num_rays - 1, wanted, device=self.device).round().long()
 
     def _render_jacobians(
         self,
@@ -185,7 +186,7 @@ class JacobiNeRFModel(NerfactoModel):
         """Nerfacto's metrics; while shaping also both shaping losses and the cosines of positive and negative pairs."""
         metrics = super().get_metrics_dict(outputs, batch)
         if "jacobians" in outputs:
-            features = batch["features"][outputs["anchors"].to(batch["features"].device)].to(self.device)
+            features = batch["features"].to(self.device)[outputs["anchors"]]
             with torch.autocast(device_type=self.device.type, enabled=False):
                 terms, threshold = shaping.shaping_terms(
                     outputs["jacobians"], features.float(), self.pair_threshold, self.config.shaping

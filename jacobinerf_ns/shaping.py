@@ -163,8 +163,9 @@ def soft_mig_loss(
 
     Rays are drawn from all pixels, so without balance the loss is that of the largest surfaces.
     """
-    log_share = _without_self(similarity / temperature).log_softmax(dim=-1)
-    per_anchor = -(membership * log_share).sum(dim=-1)
+    # Q sums to 1 and leaves self out, so the cross entropy is a logsumexp minus one weighted sum: two passes over n×n.
+    over_others = torch.logsumexp(_without_self(similarity / temperature), dim=-1)
+    per_anchor = over_others - (membership * similarity).sum(dim=-1) / temperature
     weight = effective_positives(membership) ** -balance
     return (per_anchor * weight).sum() / weight.sum()
 
@@ -190,14 +191,24 @@ def shaping_terms(
         mig = mig_loss(similarity, pairs, config.temperature)
         positive, negative = pairs.positive.float(), pairs.negative.float()
         share = positive.fill_diagonal_(0.0).mean()
+        near, far = (_weighted_mean(similarity.detach(), weight) for weight in (positive, negative))
     else:
-        positive = soft_pairs(teacher_cosine, config.teacher_temperature)
-        mig = soft_mig_loss(similarity, positive, config.temperature, config.balance)
-        negative = (1.0 - positive / positive.amax(dim=-1, keepdim=True)).fill_diagonal_(0.0)
-        share = effective_positives(positive).mean() / (len(positive) - 1)
-    with torch.no_grad():
-        near, far = (_weighted_mean(similarity, weight) for weight in (positive, negative))
+        membership = soft_pairs(teacher_cosine, config.teacher_temperature)
+        mig = soft_mig_loss(similarity, membership, config.temperature, config.balance)
+        share = effective_positives(membership).mean() / (len(membership) - 1)
+        near, far = _soft_means(similarity.detach(), membership)
     return ShapingTerms(mig, norm_loss(jacobians), near, far, share), threshold
+
+
+def _soft_means(
+    similarity: Float[Tensor, "anchors anchors"], membership: Float[Tensor, "anchors anchors"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cosine weighted by Q, and by its complement 1 − Q_ij / max_j Q_ij, in row sums instead of matrices."""
+    count = len(similarity)
+    by_row, largest = (similarity * membership).sum(dim=-1), membership.amax(dim=-1)
+    far = similarity.sum() - similarity.diagonal().sum() - (by_row / largest).sum()
+    far_weight = count * (count - 1) - (1.0 / largest).sum()
+    return by_row.mean(), far / far_weight.clamp(min=NORM_EPS)
 
 
 def _weighted_mean(
@@ -207,6 +218,5 @@ def _weighted_mean(
 
 
 def _without_self(logits: Float[Tensor, "anchors anchors"]) -> Float[Tensor, "anchors anchors"]:
-    """Logits whose diagonal counts as nothing; finite, so that 0 times its logarithm stays 0."""
-    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    return logits.masked_fill(diagonal, torch.finfo(logits.dtype).min)
+    """Fresh logits, in place, with a diagonal that counts as nothing; finite, so that no NaN comes of it."""
+    return logits.fill_diagonal_(torch.finfo(logits.dtype).min)

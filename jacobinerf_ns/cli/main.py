@@ -11,8 +11,8 @@ from jacobinerf_ns.errors import one_line_exit
 
 def entrypoint() -> None:
     """Parses the command line and runs the command; bad input ends in one line and exit code 2."""
-    # Deprecations inside nerfstudio are no news to its users, and would bury the progress bars.
-    warnings.filterwarnings("ignore", module=r"nerfstudio\.")
+    # Deprecations inside libraries are no news to their users, and would bury the progress bars.
+    warnings.filterwarnings("ignore", module=r"(nerfstudio|torch|torchmetrics)\.")
     command = tyro.extras.subcommand_cli_from_dict(
         {"demo": Demo, "features": Features},
         description="JacobiNeRF: train a radiance field once, click once, get the whole entity in every view.",

@@ -22,7 +22,7 @@ from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
-from jacobinerf_ns.training import train
+from jacobinerf_ns.training import quiet_nerfstudio, train
 
 CONSOLE = Console()
 CLICKED_THINGS = ("chair", "cushion", "lamp")
@@ -65,8 +65,9 @@ def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> N
     """
     plain, shaped = _train_in_two_stages(config, room, output_dir / "outputs")
     trainers = {"unshaped": plain, "shaped": shaped}
-    reports = {name: evaluation.evaluate_one_click(trainer.pipeline) for name, trainer in trainers.items()}
-    write_contact_sheet(output_dir / "contact_sheet.png", plain.pipeline, shaped.pipeline)
+    with quiet_nerfstudio():
+        reports = {name: evaluation.evaluate_one_click(trainer.pipeline) for name, trainer in trainers.items()}
+        write_contact_sheet(output_dir / "contact_sheet.png", plain.pipeline, shaped.pipeline)
     teacher = config.pipeline.datamanager.extractor
     numbers = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}
     numbers |= {name: report.as_dict() for name, report in reports.items()}
