@@ -48,7 +48,7 @@ class StepTime:
         """Times all variants, prints a table and writes the JSON file."""
         device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
         bench = Bench(LITE_MODEL if self.method == "jacobinerf-lite" else FULL_MODEL, device)
-        times = bench.alternate({"off": self.rays, "on": self.rays}, self.repeats)
+        times = bench.alternate({"off": self.rays, "on": self.rays, "on, whole gradient": self.rays}, self.repeats)
         numbers = {
             "method": self.method,
             "device": str(device),
@@ -57,6 +57,7 @@ class StepTime:
             "seconds_off": times["off"],
             "seconds_on": times["on"],
             "on_over_off": times["on"] / times["off"],
+            "on_with_whole_gradient_over_off": times["on, whole gradient"] / times["off"],
             "loop_over_ours": {},
         }
         for rays in LOOP_RAYS:
@@ -68,6 +69,10 @@ class StepTime:
         table.add_column("what")
         table.add_column("ratio", justify="right")
         table.add_row(f"shaping on ÷ off, {self.rays} rays", f"{numbers['on_over_off']:.3f}")
+        whole = numbers["on_with_whole_gradient_over_off"]
+        table.add_row(
+            f"the same with shaping-gradient-below 1 (no second trunk pass), {self.rays} rays", f"{whole:.3f}"
+        )
         for rays, ratio in numbers["loop_over_ours"].items():
             table.add_row(f"step by an autograd call per ray ÷ ours, {rays} rays", f"{ratio:.1f}")
         Console().print(table)
@@ -101,7 +106,9 @@ class Bench:
         bundle, batch = self._batch(rays, seed)
         self._wait()
         start = time.perf_counter()
-        self.model.step = 1 if kind == "on" else 0
+        self.model.step = 1 if kind.startswith("on") else 0
+        whole = kind == "on, whole gradient"
+        self.model.field.mlp_head.gradient_below = 1.0 if whole else self.model.config.shaping_gradient_below
         # Proposal networks learn in every other step only; both kinds must get the same share of those steps.
         self.model.proposal_sampler._steps_since_update = 10
         self.model.proposal_sampler._step = 100
