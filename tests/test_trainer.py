@@ -174,8 +174,6 @@ def test_a_nerfacto_field_renders_the_same_as_ours_with_its_weights(capture: Pat
         implementation="torch",
     ).eval()
     stock.load_state_dict({key: value for key, value in state.items() if key in stock.state_dict()})
-    camera = model.kwargs.get("camera")
-    assert camera is None
     cameras = start(tiny_config(capture, tmp_path / "again")).pipeline.datamanager.train_dataset.cameras
     bundle = model.collider(cameras.generate_rays(camera_indices=0, keep_shape=False)[:50])
     samples, *_ = model.proposal_sampler(bundle, density_fns=model.density_fns)
