@@ -3,8 +3,11 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 EXIT_CODE = 2
+
+_caught_outside = ContextVar("caught_outside", default=False)
 
 
 class UserError(ValueError):
@@ -21,5 +24,22 @@ def one_line_exit() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if _caught_outside.get():
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
+
+
+@contextmanager
+def caught_outside() -> Iterator[None]:
+    """Makes doors inside the block raise `UserError` too: our own commands call what nerfstudio's commands call."""
+    token = _caught_outside.set(True)
+    try:
+        yield
+    finally:
+        _caught_outside.reset(token)
+
+
+def at_the_door() -> bool:
+    """Whether nobody in Python waits for errors: bad annotations then have to be refused before the first frame."""
+    return not _caught_outside.get()

@@ -100,12 +100,16 @@ class JacobiNeRFField(NerfactoField):
 
     @contextmanager
     def recording(self) -> Iterator[list[FieldTrace]]:
-        """Collects one `FieldTrace` per `forward` inside the block."""
-        self._traces, self.mlp_head.records = [], []
+        """Collects one `FieldTrace` per `forward` inside the block; an outer block gets those of an inner one too."""
+        outer, traces = self._traces, []
+        self._traces, self.mlp_head.records = traces, []
         try:
-            yield self._traces
+            yield traces
         finally:
-            self._traces, self.mlp_head.records = None, None
+            self._traces = outer
+            self.mlp_head.records = None if outer is None else []
+            if outer is not None:
+                outer.extend(traces)
 
     def forward(self, ray_samples: RaySamples, compute_normals: bool = False) -> dict[FieldHeadNames, Tensor]:
         """Density and colour of samples, as nerfacto's field answers; recorded when recording."""

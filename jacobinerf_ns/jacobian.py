@@ -6,7 +6,7 @@ Letters (fixed here, used everywhere; jaxtyping axis names in brackets):
     c  [channels]  colour channels, 3
     h  [hidden]    units of the colour trunk that feed the RGB layer
     g  [inputs]    units that feed the last trunk layer
-    k  [labels]    perturbation directions
+    k  [labels]    perturbation directions (one per label, or one per prototype of a label)
     d  [dims]      c·h, a Jacobian written as one vector
     w [r s] rendering weights, a [r s h] trunk activations, z = W a + b pre-sigmoid colour, W [c h], p = σ(z),
     C_c = Σ_s w_s p_sc + (1 − Σ_s w_s)·background_c rendered colour, G [c h] a direction, t its step.
@@ -124,3 +124,58 @@ def perturbed_colour(
     if background == "last_sample":
         return rendered
     return rendered + background_colour * (1.0 - weights.sum(dim=-1, keepdim=True))
+
+
+def perturbed_response(
+    weights: Float[Tensor, "rays samples"],
+    logits: Float[Tensor, "rays samples channels"],
+    activations: Float[Tensor, "rays samples hidden"],
+    directions: Float[Tensor, "labels channels hidden"],
+    step: float,
+    background: Background = "last_sample",
+) -> Float[Tensor, "rays labels"]:
+    """mean_c |C_c(W + t·G_k) − C_c(W)|: the paper's 2D response, exact, for all directions from one set of samples.
+
+    What lies behind the samples does not depend on W and drops out of the difference. To first order in t, where all
+    channels move the same way, it is `response`.
+    """
+    w = effective_weights(weights, background)[..., None]
+    before = torch.sigmoid(logits)
+    moved = [
+        (w * (torch.sigmoid(logits + step * (activations @ g.T)) - before)).sum(dim=-2).abs().mean(-1)
+        for g in directions
+    ]
+    return torch.stack(moved, dim=-1) if moved else weights.new_zeros(len(weights), 0)
+
+
+def sample_cosine(
+    colours: Float[Tensor, "rays samples channels"],
+    activations: Float[Tensor, "rays samples hidden"],
+    directions: Float[Tensor, "labels channels hidden"],
+) -> Float[Tensor, "rays samples labels"]:
+    """cos(j_s, G_k) of the Jacobian j_s = p_s (1 − p_s) ⊗ a_s of each sample's own mean colour: resonance in 3D.
+
+    j_s has rank one, so ⟨j_s, G⟩ = Σ_c p_sc (1 − p_sc) (G a_s)_c and ‖j_s‖ = ‖p_s (1 − p_s)‖·‖a_s‖: the vectors of
+    3·hidden numbers per sample are never made.
+    """
+    slopes = colours * (1.0 - colours)
+    moved = torch.einsum("rsh,kch->rskc", activations, directions)
+    inner = (moved * slopes[..., None, :]).sum(-1)
+    norms = (slopes.norm(dim=-1) * activations.norm(dim=-1)).clamp(min=NORM_EPS)
+    return inner / (norms[..., None] * directions.flatten(1).norm(dim=-1).clamp(min=NORM_EPS))
+
+
+def sample_response(
+    activations: Float[Tensor, "rays samples hidden"], directions: Float[Tensor, "labels channels hidden"], step: float
+) -> Float[Tensor, "rays samples labels"]:
+    """|t·mean_c (G_k a_s)_c|: the paper's 3D response, the change of each sample's colour before the sigmoid."""
+    return (step * (activations @ directions.mean(dim=1).T)).abs()
+
+
+def render(
+    weights: Float[Tensor, "rays samples"],
+    values: Float[Tensor, "rays samples labels"],
+    background: Background = "last_sample",
+) -> Float[Tensor, "rays labels"]:
+    """Σ_s w_s v_sk: any quantity of samples, rendered as colour is; constant backgrounds contribute nothing."""
+    return (effective_weights(weights, background)[..., None] * values).sum(dim=-2)

@@ -1,7 +1,7 @@
 """Nerfacto, shaped: photometric losses as they are, plus the MIG loss and norm regulariser on rendered Jacobians."""
 
 import math
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -13,13 +13,27 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from jacobinerf_ns import jacobian, shaping
+from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
+from jacobinerf_ns.label_rendering import (
+    RESPONSES,
+    LabelSnapshot,
+    LabelView,
+    Traced,
+    nothing_to_show,
+    pictures,
+    responses,
+)
+from jacobinerf_ns.lpips import LazyLpips
+from jacobinerf_ns.propagation import Decision, decide, decide_paper
 from jacobinerf_ns.shaping import ShapingConfig
 
+EMPTY_BATCHES = 50
+"""Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 WHOLE_BATCH = 0
 NOT_YET = -1
 CPU_SHAPING_RAYS = 1024
@@ -50,37 +64,6 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Pairs, temperature and weights of the shaping losses."""
 
 
-class LazyLpips(nn.Module):
-    """LPIPS whose weights are fetched when it is first asked for, and which is silent where they cannot be had.
-
-    Not registered as a part of the model: its weights belong to no checkpoint.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self._arguments = (args, kwargs)
-        self._metric: list[nn.Module] = []
-        self._unavailable = False
-
-    def forward(self, *images: Float[Tensor, "1 3 height width"]) -> Float[Tensor, ""]:
-        """LPIPS of two images, or NaN where the weights are missing."""
-        if not self._metric and not self._unavailable:
-            self._fetch(images[0].device)
-        if self._unavailable:
-            return torch.tensor(float("nan"))
-        return self._metric[0](*images)
-
-    def _fetch(self, device: torch.device) -> None:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        args, kwargs = self._arguments
-        try:
-            self._metric = [LearnedPerceptualImagePatchSimilarity(*args, **kwargs).to(device)]
-        except OSError as error:
-            self._unavailable = True
-            warnings.warn(f"LPIPS is left out of the metrics, its weights cannot be fetched: {error}", stacklevel=2)
-
-
 class JacobiNeRFModel(NerfactoModel):
     """`NerfactoModel` whose colour Jacobians are shaped from `shaping_start_step` on."""
 
@@ -107,6 +90,10 @@ class JacobiNeRFModel(NerfactoModel):
         self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
+        self.label_source: Callable[[], LabelSnapshot | None] | None = None
+        self.loads = 0
+        self._frame: LabelSnapshot | None = None
+        self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
 
@@ -137,8 +124,13 @@ class JacobiNeRFModel(NerfactoModel):
         return self.config.shaping.active and step >= self.config.shaping_start_step
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Nerfacto's outputs; while shaping also `jacobians` [anchors dims] and `anchors`, their places in it."""
-        if not (self.training and self.shapes_at(self.step)):
+        """Nerfacto's outputs; while shaping also `jacobians` [anchors dims] and `anchors`, their places in it.
+
+        Outside of training also everything that shows labels (`label_rendering.pictures`) and `edited`.
+        """
+        if not self.training:
+            return self._label_outputs(ray_bundle)
+        if not self.shapes_at(self.step):
             return super().get_outputs(ray_bundle)
         with self.field.recording() as traces:
             outputs = super().get_outputs(ray_bundle)
@@ -152,6 +144,49 @@ class JacobiNeRFModel(NerfactoModel):
         outputs["anchors"] = anchors
         outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
         return outputs
+
+    def _label_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
+        traced = self.trace(ray_bundle)
+        rgb, snapshot = traced.outputs["rgb"], self._frame or self._current_snapshot()
+        if snapshot is None or not snapshot.labels:
+            return {**traced.outputs, **nothing_to_show(rgb)}
+        found = responses(traced, snapshot)
+        shown = pictures(rgb, found, decide(found, snapshot.config), snapshot)
+        edited = edited_colour(self.trace, ray_bundle, traced, snapshot)
+        kept = {} if self._frame is None else {RESPONSES: found}
+        return {**traced.outputs, **shown, "edited": edited, **kept}
+
+    @property
+    def weights_version(self) -> tuple[int, int]:
+        """Changes whenever the weights do: training step, and how often a checkpoint was loaded."""
+        return self.step, self.loads
+
+    def _current_snapshot(self) -> LabelSnapshot | None:
+        return None if self.label_source is None else self.label_source()
+
+    def trace(self, ray_bundle: RayBundle) -> Traced:
+        """One field query of rays, outside of training, with all that Jacobians, responses and edits are made of."""
+        assert not self.training, "traces are taken in eval mode"
+        if self.collider is not None:
+            ray_bundle = self.collider(ray_bundle)
+        with self.field.recording() as traces:
+            outputs = super().get_outputs(ray_bundle)
+        trace = traces[0]
+        weights = trace.ray_samples.get_weights(trace.density)
+        layer = self.field.mlp_head.rgb_layer
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            return Traced(
+                outputs=outputs,
+                trace=trace,
+                weights=weights[..., 0].float(),
+                jacobians=self._render_jacobians(trace, weights),
+                logits=torch.nn.functional.linear(trace.activations.float(), layer.weight.float(), layer.bias.float()),
+                background=self._background(),
+            )
+
+    def _background(self) -> jacobian.Background:
+        """What is behind the samples; the viewer's and exporter's override is a constant colour like black."""
+        return "black" if renderers.BACKGROUND_COLOR_OVERRIDE is not None else self.config.background_color
 
     def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"] | slice:
         wanted = self.config.num_shaping_rays
@@ -169,8 +204,7 @@ class JacobiNeRFModel(NerfactoModel):
         anchors: Int[Tensor, "anchors"] | slice = slice(None),
     ) -> Float[Tensor, "anchors dims"]:
         """Jacobians of the chosen rays over the shaped layers, as vectors, in float32 whatever the rest runs in."""
-        override = renderers.BACKGROUND_COLOR_OVERRIDE is not None
-        background = "black" if override else self.config.background_color
+        background = self._background()
         with torch.autocast(device_type=self.device.type, enabled=False):
             w, p = weights[anchors, :, 0].float(), trace.colours[anchors].float()
             a = trace.activations[anchors].float()
@@ -209,6 +243,35 @@ class JacobiNeRFModel(NerfactoModel):
         return losses
 
     @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Outputs of a view, all of its chunks from one snapshot of the labels."""
+        outputs, snapshot = self._outputs_and_responses(camera_ray_bundle)
+        found = outputs.pop(RESPONSES, None)
+        if snapshot is not None and found is not None and snapshot.config.decision == "paper":
+            outputs.update(pictures(outputs["rgb"], found, decide_paper(found), snapshot))
+        return outputs
+
+    def _outputs_and_responses(self, view: RayBundle) -> tuple[dict[str, Tensor], LabelSnapshot | None]:
+        self._frame = self._current_snapshot()
+        try:
+            return super().get_outputs_for_camera_ray_bundle(view), self._frame
+        finally:
+            self._frame = None
+
+    @torch.no_grad()
+    def label_view(self, view: RayBundle) -> LabelView:
+        """Labels of a view [height width] as numbers, the same that the outputs show. Errors: `UserError`, none."""
+        outputs, snapshot = self._outputs_and_responses(view)
+        if snapshot is None or RESPONSES not in outputs:
+            raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
+        found = outputs[RESPONSES]
+        if snapshot.config.decision == "paper":
+            decision = decide_paper(found)
+        else:
+            decision = Decision(*(part.view(found.shape[:2]) for part in decide(found.flatten(0, 1), snapshot.config)))
+        return LabelView(outputs["rgb"], outputs["depth"], found, decision, snapshot)
+
+    @torch.no_grad()
     def get_rgb_and_jacobians_for_camera(
         self, camera: Cameras
     ) -> tuple[Float[Tensor, "height width channels"], Float[Tensor, "height width dims"]]:
@@ -227,12 +290,21 @@ class JacobiNeRFModel(NerfactoModel):
         self, ray_bundle: RayBundle
     ) -> tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays dims"]]:
         """Colour (0..1) and Jacobian over the shaped layers of each ray."""
-        with self.field.recording() as traces:
-            outputs = self.forward(ray_bundle)
-        weights = traces[0].ray_samples.get_weights(traces[0].density)
-        rgb = outputs["rgb"]
-        assert isinstance(rgb, Tensor)
-        return rgb, self._render_jacobians(traces[0], weights)
+        traced = self.trace(ray_bundle)
+        return traced.outputs["rgb"], traced.jacobians
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colour and opacity; of `rgb_selected` just the selection is opaque, so that exporters take only that."""
+        if output_name != "rgb_selected":
+            return super().get_rgba_image(outputs, output_name)
+        selection = outputs["selection"]
+        self._empty_batches = 0 if bool(selection.any()) else self._empty_batches + 1
+        if self._empty_batches >= EMPTY_BATCHES:
+            raise UserError(
+                f"the selection is empty in {EMPTY_BATCHES} batches of rays: click the label (jacobinerf annotate), or "
+                "lower its threshold"
+            )
+        return torch.cat([outputs[output_name], selection.to(outputs[output_name])], dim=-1)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

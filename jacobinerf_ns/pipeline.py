@@ -1,9 +1,12 @@
-"""Joins datamanager and model, and loads checkpoints without tolerance."""
+"""Joins datamanager, model and annotations, and loads checkpoints without tolerance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
@@ -11,10 +14,19 @@ from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
 from jacobinerf_ns import checkpoints
+from jacobinerf_ns.annotation_store import AnnotationStore
+from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
-from jacobinerf_ns.errors import one_line_exit
+from jacobinerf_ns.errors import at_the_door, one_line_exit
+from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.seeds import SeedRays, seed_rays
+from jacobinerf_ns.world import WorldFrame
 
+ANNOTATIONS_NAME = "annotations.json"
+"""The run's own annotation file, beside its config.yml."""
+MASK_SEEDS = 1024
+"""Pixels taken of a scribble, box or mask: enough for votes in proportion to areas."""
 CPU_VIEWER_RESOLUTION = 64
 """Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512, training
 would stand still for minutes after every move of the camera."""
@@ -30,6 +42,8 @@ class JacobiNeRFPipelineConfig(VanillaPipelineConfig):
     """Images, and the teacher that looks at them."""
     model: JacobiNeRFModelConfig = field(default_factory=JacobiNeRFModelConfig)
     """The radiance field and its shaping."""
+    annotations: Path | None = None
+    """Annotation file with labels, seeds and edits; by default `annotations.json` beside the run's config.yml."""
 
     def setup(self, **kwargs: Any) -> "JacobiNeRFPipeline":
         """Builds the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
@@ -62,11 +76,40 @@ class JacobiNeRFPipeline(VanillaPipeline):
         grad_scaler: GradScaler | None = None,
     ) -> None:
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        trains = test_mode == "val"
+        trains = self._trains = test_mode == "val"
         if trains and self.model.config.shaping.active:
             self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
+        self.labels: LabelKeeper | None = None
+        if config.annotations is not None:
+            self.labels = self.keep_labels(AnnotationStore(config.annotations))
+            self.model.label_source = self.labels
         if self.device.type == "cpu":
             self.frame_limit = FrameLimit()
+
+    @property
+    def world(self) -> WorldFrame:
+        """The capture's own frame, which annotations are in, against the scene's."""
+        outputs = self.datamanager.train_dataparser_outputs
+        return WorldFrame(outputs.dataparser_transform, outputs.dataparser_scale)
+
+    def keep_labels(self, store: AnnotationStore | FixedAnnotations) -> LabelKeeper:
+        """A keeper of this pipeline's labels; what the model shows is its `label_source`."""
+        data, cameras = self.datamanager, self.datamanager.train_dataset.cameras
+
+        def rays_of(annotations: Annotations, folder: Path) -> SeedRays:
+            names = data.train_dataparser_outputs.image_filenames
+            return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
+
+        return LabelKeeper(store, self.model, rays_of, self.random_training_rays)
+
+    def random_training_rays(self, count: int) -> RayBundle:
+        """Rays of pixels drawn from all training images, the same ones every time."""
+        cameras, generator = self.datamanager.train_dataset.cameras, torch.Generator().manual_seed(0)
+        images = torch.randint(len(cameras), (count,), generator=generator)
+        sizes = torch.cat([cameras.height, cameras.width], dim=-1).cpu()[images]
+        coords = (torch.rand(count, 2, generator=generator) * sizes).floor() + 0.5
+        where = images.to(cameras.device)
+        return cameras.generate_rays(camera_indices=where[:, None], coords=coords.to(cameras.device))
 
     def load_pipeline(self, loaded_state: Mapping[str, Tensor], step: int) -> None:
         """Loads the model of a checkpoint, ours or plain nerfacto's; anything missing or different is an error."""
@@ -78,3 +121,6 @@ class JacobiNeRFPipeline(VanillaPipeline):
             checkpoints.check_fits(state, expected)
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)
+            self.model.loads += 1
+            if self.labels is not None and not self._trains and at_the_door():
+                self.labels.current()

@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.pipeline import ANNOTATIONS_NAME, JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
@@ -46,6 +46,8 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
             CONSOLE.print("No GPU found: training on the CPU (jacobinerf-lite is made for it).")
             self.machine.device_type = "cpu"
         make_paths_absolute(self)
+        if self.pipeline.annotations is None:
+            self.pipeline.annotations = self.get_base_dir().absolute() / ANNOTATIONS_NAME
 
 
 def make_paths_absolute(config: Any) -> None:

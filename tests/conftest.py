@@ -9,4 +9,5 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 from jaxtyping import install_import_hook
 
 # The mathematics is checked against its own shape annotations while the tests run.
-install_import_hook(["jacobinerf_ns.jacobian", "jacobinerf_ns.shaping", "jacobinerf_ns.metrics"], "beartype.beartype")
+CHECKED = ("jacobian", "shaping", "metrics", "propagation", "refinement", "aggregator", "world", "seeds", "seed_pixels")
+install_import_hook([f"jacobinerf_ns.{name}" for name in CHECKED], "beartype.beartype")

@@ -137,3 +137,69 @@ def test_two_samples_by_hand():
     assert torch.allclose(J.jacobian(weights, colours, activations, "last_sample")[0], expected)
     expected = torch.tensor([[0.125 + 0.08, 0.16], [0.125 + 0.125, 0.25], [0.125 + 0.08, 0.16]]) / 3
     assert torch.allclose(J.jacobian(weights, colours, activations, "black")[0], expected)
+
+
+def random_samples(dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.rand(5, 7, generator=generator, dtype=dtype)
+    weights = 0.9 * weights / weights.sum(-1, keepdim=True)
+    activations = torch.rand(5, 7, 6, generator=generator, dtype=dtype)
+    directions = torch.randn(4, 3, 6, generator=generator, dtype=dtype)
+    layer = torch.randn(3, 6, generator=generator, dtype=dtype)
+    return weights, activations, directions, layer
+
+
+@pytest.mark.parametrize("background", ["random", "last_sample", "black", "white"])
+def test_exact_response_is_the_difference_of_two_renderings(background):
+    weights, activations, directions, layer = random_samples()
+    logits = activations @ layer.T
+    found = J.perturbed_response(weights, logits, activations, directions, 0.1, background)
+    before = J.perturbed_colour(weights, logits, activations, directions[0], 0.0, background)
+    for k, direction in enumerate(directions):
+        after = J.perturbed_colour(
+            weights, activations @ (layer + 0.1 * direction).T, activations, direction, 0.0, background
+        )
+        assert torch.allclose(found[:, k], (after - before).abs().mean(-1), atol=1e-12)
+
+
+def test_exact_response_tends_to_the_first_order_one():
+    """Where the direction moves all channels up, |mean| and mean of |.| agree, and t⟨J, G⟩ is the limit."""
+    weights, activations, directions, layer = random_samples()
+    logits, up = activations @ layer.T, directions.abs()
+    jacobians = J.jacobian(weights, torch.sigmoid(logits), activations).flatten(1)
+    errors = []
+    for step in (1e-1, 1e-2, 1e-3):
+        exact = J.perturbed_response(weights, logits, activations, up, step)
+        errors.append(float((exact - J.response(jacobians, up.flatten(1), step)).abs().max() / step))
+    assert errors[2] < 0.02 * errors[0] < 0.02
+
+
+def test_sample_cosine_is_the_cosine_of_each_samples_own_jacobian():
+    weights, activations, directions, layer = random_samples()
+    colours = torch.sigmoid(activations @ layer.T)
+    found = J.sample_cosine(colours, activations, directions)
+    for s in range(weights.shape[1]):
+        alone = torch.ones(len(weights), 1, dtype=weights.dtype)
+        own = J.jacobian(alone, colours[:, s : s + 1], activations[:, s : s + 1], "black").flatten(1)
+        assert torch.allclose(found[:, s], J.cosine_response(own, directions.flatten(1)), atol=1e-12)
+
+
+def test_paper_3d_response_is_the_raw_output_of_perturbed_weights():
+    _, activations, directions, layer = random_samples()
+    found = J.sample_response(activations, directions, 0.1)
+    for k, direction in enumerate(directions):
+        moved = activations @ (layer + 0.1 * direction).T - activations @ layer.T
+        assert torch.allclose(found[..., k], moved.mean(-1).abs(), atol=1e-12)
+
+
+def test_rendering_values_is_rendering_colour():
+    weights, activations, _, layer = random_samples()
+    logits = activations @ layer.T
+    expected = J.perturbed_colour(weights, logits, activations, layer, 0.0)
+    assert torch.allclose(J.render(weights, torch.sigmoid(logits)), expected)
+
+
+def test_no_directions_give_no_responses():
+    weights, activations, _, layer = random_samples()
+    none = torch.zeros(0, 3, 6, dtype=weights.dtype)
+    assert J.perturbed_response(weights, activations @ layer.T, activations, none, 0.1).shape == (5, 0)

@@ -119,7 +119,7 @@ def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:
     config.viewer.quit_on_train_completion = True
     from unittest import mock
 
-    from jacobinerf_ns.model import LazyLpips
+    from jacobinerf_ns.lpips import LazyLpips
 
     with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips):
         trainer = config.setup(local_rank=0, world_size=1)

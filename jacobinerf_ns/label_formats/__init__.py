@@ -1,0 +1,1 @@
+"""Label files of other tools, out and in: index PNGs, COCO, LabelMe."""

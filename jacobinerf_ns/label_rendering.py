@@ -1,0 +1,200 @@
+"""What a view shows of the labels: responses from one field query, and pictures from responses.
+
+Letters of `jacobian.py` and `propagation.py`. A `LabelSnapshot` is immutable: a frame is rendered from one, whatever a
+user clicks meanwhile.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from jacobinerf_ns import jacobian
+from jacobinerf_ns.annotations import Edit, Label
+from jacobinerf_ns.field import FieldTrace
+from jacobinerf_ns.jacobian import Background
+from jacobinerf_ns.propagation import Decision, PropagationConfig, Prototypes, label_responses
+
+RESPONSES = "responses"
+"""Output that never leaves the model: it has a channel per label, and pictures are made of it."""
+PAPER_WHITE = 1.0
+GREY = 0.45
+"""Brightness that pixels outside of a selection keep in its overlay."""
+NEAR_POINTS = 8
+"""Surface points that a pixel's response is smoothed over."""
+_BLOCK = 64
+"""Prototypes that per-sample responses are taken for at a time: bounds memory with many seeds."""
+
+
+class Traced(NamedTuple):
+    """One field query, and what its samples were."""
+
+    outputs: dict[str, Tensor]
+    """The model's own outputs, flat over rays."""
+    trace: FieldTrace
+    weights: Float[Tensor, "rays samples"]
+    """Rendering weights w, float32."""
+    jacobians: Float[Tensor, "rays dims"]
+    """Over the shaped layers."""
+    logits: Float[Tensor, "rays samples channels"]
+    """Pre-sigmoid colours z, float32."""
+    background: Background
+
+
+class SurfacePool(NamedTuple):
+    """Responses at surface points all over the scene: what a pixel's own response is smoothed with."""
+
+    tree: cKDTree
+    """Of the points, scene units."""
+    responses: Float[Tensor, "pixels labels"]
+
+
+@dataclass(frozen=True)
+class LabelSnapshot:
+    """Labels as they are at one moment, for one state of the weights."""
+
+    labels: tuple[Label, ...]
+    prototypes: Prototypes
+    config: PropagationConfig = field(default_factory=PropagationConfig)
+    scale: Float[Tensor, "labels"] | None = None
+    """For `raw`: the seeds' own mean response per label, which a response is a share of; None where it is not used."""
+    pool: SurfacePool | None = None
+    selected: int = 0
+    """Position of the label shown as `resonance` and `selection`."""
+    opacity: float = 0.6
+    edits: tuple[Edit, ...] = ()
+
+    def mask_names(self) -> list[str]:
+        """Output name of each label's mask: `mask_` and the name in letters that any file system takes.
+
+        nerfstudio paints every output with "depth" in its name as a depth map; such a label, and a second one of the
+        same letters, goes by its id.
+        """
+        slugs = [re.sub(r"[^a-z0-9]+", "_", label.name.lower()).strip("_") for label in self.labels]
+        plain = [bool(slug) and "depth" not in slug and slugs.count(slug) == 1 for slug in slugs]
+        kept = [slug if ok else f"id_{label.id}" for slug, ok, label in zip(slugs, plain, self.labels, strict=True)]
+        return [f"mask_{name}" for name in kept]
+
+
+class LabelView(NamedTuple):
+    """A view's labels as numbers."""
+
+    rgb: Float[Tensor, "height width 3"]
+    depth: Float[Tensor, "height width 1"]
+    """Along the ray, in scene units."""
+    responses: Float[Tensor, "height width labels"]
+    decision: Decision
+    snapshot: LabelSnapshot
+
+
+def responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays labels"]:
+    """R of each ray to each label, 0..1 (for the paper's decision: its raw responses, in units of colour)."""
+    config = snapshot.config
+    similarity = prototype_responses(traced, snapshot.prototypes.vectors, config)
+    if snapshot.scale is not None:
+        scale = snapshot.scale.to(similarity)[snapshot.prototypes.labels]
+        similarity = similarity / scale.clamp(min=jacobian.NORM_EPS)
+    count = len(snapshot.labels)
+    found = label_responses(similarity, snapshot.prototypes, count, config.neighbours, config.temperature)
+    if snapshot.pool is None:
+        return found
+    return torch.lerp(found, _nearby(surface_points(traced), snapshot.pool).to(found), config.smooth)
+
+
+def surface_points(traced: Traced) -> Float[Tensor, "rays 3"]:
+    """Where rays hit, by median depth, in scene units."""
+    frustums = traced.trace.ray_samples.frustums
+    return frustums.origins[:, 0] + frustums.directions[:, 0] * traced.outputs["depth"]
+
+
+def _nearby(points: Float[Tensor, "rays 3"], pool: SurfacePool) -> Float[Tensor, "rays labels"]:
+    count = min(NEAR_POINTS, len(pool.responses))
+    _, indices = pool.tree.query(points.detach().cpu().numpy(), k=np.arange(1, count + 1))
+    return pool.responses[torch.from_numpy(indices).to(pool.responses.device)].mean(1)
+
+
+def prototype_responses(
+    traced: Traced, vectors: Float[Tensor, "prototypes dims"], config: PropagationConfig
+) -> Float[Tensor, "rays prototypes"]:
+    """Response of each ray to each prototype, in the space and of the kind that `config` names.
+
+    Raw and 3D responses are those of the RGB layer; where more layers are shaped, theirs is the first part of a vector.
+    """
+    if config.space == "2d" and config.response == "cosine":
+        return jacobian.cosine_response(traced.jacobians, vectors)
+    channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
+    directions = vectors[:, : channels * hidden].reshape(-1, channels, hidden)
+    if config.space == "2d" and not config.exact:
+        inner = jacobian.response(traced.jacobians[:, : channels * hidden], directions.flatten(1), config.step)
+        return inner.abs()
+    parts = [_block_responses(traced, part, config) for part in directions.split(_BLOCK)]
+    return torch.cat(parts, dim=-1) if parts else traced.weights.new_zeros(len(traced.weights), 0)
+
+
+def _block_responses(
+    traced: Traced, directions: Float[Tensor, "prototypes channels hidden"], config: PropagationConfig
+) -> Float[Tensor, "rays prototypes"]:
+    activations = traced.trace.activations.float()
+    if config.space == "2d":
+        return jacobian.perturbed_response(
+            traced.weights, traced.logits, activations, directions, config.step, traced.background
+        )
+    if config.response == "cosine":
+        values = jacobian.sample_cosine(traced.trace.colours.float(), activations, directions)
+    else:
+        values = jacobian.sample_response(activations, directions, config.step)
+    return jacobian.render(traced.weights, values, traced.background)
+
+
+def pictures(
+    rgb: Float[Tensor, "*pixels 3"],
+    found: Float[Tensor, "*pixels labels"],
+    decision: Decision,
+    snapshot: LabelSnapshot,
+) -> dict[str, Tensor]:
+    """All label outputs of rays or of a view, in forms that nerfstudio can show: floats in 0..1, colours, booleans."""
+    selection = selected(found, decision, snapshot)
+    resonance = (
+        found[..., snapshot.selected : snapshot.selected + 1] if snapshot.labels else torch.zeros_like(rgb[..., :1])
+    )
+    palette = torch.tensor([(0, 0, 0), *(label.colour for label in snapshot.labels)], device=rgb.device) / 255.0
+    colours = palette[decision.labels]
+    known = (decision.labels > 0)[..., None]
+    blended = torch.lerp(rgb, colours, snapshot.opacity)
+    own = palette[snapshot.selected + 1] if snapshot.labels else palette[0]
+    masks = {name: (decision.labels == position + 1)[..., None] for position, name in enumerate(snapshot.mask_names())}
+    return {
+        "resonance": resonance,
+        "selection": selection,
+        "selection_overlay": torch.where(selection, torch.lerp(rgb, own.expand_as(rgb), snapshot.opacity), GREY * rgb),
+        "rgb_selected": torch.where(selection, rgb, PAPER_WHITE),
+        "labels": colours,
+        "labels_overlay": torch.where(known, blended, rgb),
+        "label_confidence": decision.confidence[..., None],
+        **masks,
+    }
+
+
+def selected(
+    found: Float[Tensor, "*pixels labels"], decision: Decision, snapshot: LabelSnapshot
+) -> Bool[Tensor, "*pixels 1"]:
+    """Pixels of the selected label: a response of at least the threshold, and none of another label that is larger."""
+    if not snapshot.labels:
+        return torch.zeros_like(decision.labels, dtype=torch.bool)[..., None]
+    mine = found[..., snapshot.selected]
+    strong = mine >= snapshot.config.threshold if snapshot.config.decision == "nearest" else mine > 0
+    best = found.argmax(-1) == snapshot.selected
+    return (strong & best & (mine > 0))[..., None]
+
+
+def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
+    """The same outputs where no label is there yet: the viewer lists what the first frame has."""
+    empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), rgb.new_zeros(0).long(), rgb.new_zeros(0).bool()))
+    found = rgb.new_zeros(*rgb.shape[:-1], 0)
+    nobody = rgb.new_zeros(rgb.shape[:-1])
+    return {**pictures(rgb, found, Decision(nobody.long(), nobody), empty), "edited": rgb}

@@ -1,0 +1,84 @@
+"""The photos of a run's capture, each with the camera that renders it, its name and its original size."""
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+
+from jacobinerf_ns.datamanager import FeatureDataManager
+
+Split = Literal["train", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the capture."""
+
+    name: str
+    """Relative to the capture's folder, as its transforms.json lists it."""
+    path: Path
+    """The original; where only smaller copies are kept, this file does not exist."""
+    trained: Path
+    """The image that the run trains on or is tested with: the original, or a smaller copy."""
+    size: tuple[int, int]
+    """(height, width) in pixels of the original."""
+    camera: Cameras
+    """One camera, of the resolution asked for."""
+    truth: tuple[Path, ...]
+    """Ground-truth label maps, where the capture has them."""
+
+
+def list_photos(data: FeatureDataManager, split: Split, full_resolution: bool = False) -> list[Photo]:
+    """Photos of a split, in the capture's order, each once; `all` is the training photos and then the others.
+
+    Args:
+        data: of an opened run.
+        split: which photos.
+        full_resolution: cameras of the originals, instead of those that the run trains with.
+    """
+    datasets = {"train": data.train_dataset, "test": data.eval_dataset}
+    chosen = ["train", "test"] if split == "all" else [split]
+    folder = _capture_folder(data)
+    photos: dict[str, Photo] = {}
+    for part in chosen:
+        dataset = datasets[part]
+        listed = _originals(data, "train" if part == "train" else data.test_split)
+        assert len(listed.image_filenames) == len(dataset.image_filenames), "the dataparser lists other photos now"
+        cameras = listed.cameras if full_resolution else dataset.cameras
+        for index, path in enumerate(listed.image_filenames):
+            photo = Photo(
+                name=_relative(path, folder),
+                path=path,
+                trained=dataset.image_filenames[index],
+                size=(int(listed.cameras.height[index]), int(listed.cameras.width[index])),
+                camera=cameras[index : index + 1],
+                truth=tuple(
+                    listed.metadata[key][index]
+                    for key in ("semantics_filenames", "instances_filenames")
+                    if listed.metadata.get(key)
+                ),
+            )
+            photos.setdefault(photo.name, photo)
+    return list(photos.values())
+
+
+def _originals(data: FeatureDataManager, split: str) -> DataparserOutputs:
+    """The same photos before any downscaling; no image is opened. Parsers that do not downscale list what they have."""
+    parser = copy.copy(data.dataparser)
+    if hasattr(parser, "downscale_factor"):
+        setattr(parser, "downscale_factor", 1)  # noqa: B010 (only some parsers have it)
+    return parser.get_dataparser_outputs(split=split)
+
+
+def _capture_folder(data: FeatureDataManager) -> Path:
+    path = data.get_datapath().absolute()
+    return path if path.is_dir() else path.parent
+
+
+def _relative(path: Path, folder: Path) -> str:
+    name = Path(os.path.relpath(path.absolute(), folder)).as_posix()
+    return path.name if name.startswith("../") else name

@@ -1,0 +1,78 @@
+"""J-NeRF+: what the whole scene says about a few seeds.
+
+Letters of `propagation.py`. Everything here is without labels but for the seeds: prototypes move to what resonates with
+them, and vectors are averaged over the surface that several views see.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobinerf_ns.jacobian import NORM_EPS
+from jacobinerf_ns.propagation import Prototypes
+
+
+def refine_prototypes(
+    prototypes: Prototypes,
+    vectors: Float[Tensor, "pixels dims"],
+    rounds: int,
+    keep: float = 0.1,
+    lead: float = 0.07,
+    least: float = 0.7,
+) -> Prototypes:
+    """Prototypes move to the mean direction of the scene's pixels that are clearly nearest to them.
+
+    A click is one pixel with its own shade; the mean of what resonates with it stands for the entity. Pixels between
+    two labels move neither: followed, they pull a weak prototype over to its neighbour. Negative prototypes take part
+    in the assignment and stay where they are.
+
+    Args:
+        prototypes: where to start.
+        vectors: pixels from all over the scene, without labels.
+        rounds: how often to assign and move.
+        keep: share of the start that stays in, so that a label cannot wander off.
+        lead: cosine by which a pixel has to be nearer to its prototype than to any of another label.
+        least: cosine that it needs at all; what resembles no prototype is nobody's.
+    """
+    start = F.normalize(prototypes.vectors, dim=-1, eps=NORM_EPS)
+    unit, moved = F.normalize(vectors, dim=-1, eps=NORM_EPS), start
+    for _ in range(rounds):
+        similarity = unit @ moved.T
+        cosine, nearest = similarity.max(-1)
+        others = prototypes.labels[nearest, None] != prototypes.labels
+        second = similarity.masked_fill(~others, -1.0).amax(-1)
+        clear = (cosine >= least) & (cosine - second >= lead)
+        sums = torch.zeros_like(moved).index_add_(0, nearest, unit * clear[:, None])
+        target = keep * start + (1.0 - keep) * F.normalize(sums, dim=-1, eps=NORM_EPS)
+        moves = prototypes.positive & (sums.norm(dim=-1) > 0)
+        moved = torch.where(moves[:, None], F.normalize(target, dim=-1, eps=NORM_EPS), moved)
+    return prototypes._replace(vectors=moved * prototypes.vectors.norm(dim=-1, keepdim=True))
+
+
+def consistent_vectors(
+    vectors: Float[Tensor, "pixels dims"], points: Float[Tensor, "pixels 3"], neighbours: int = 8
+) -> Float[Tensor, "pixels dims"]:
+    """Mean unit vector of each pixel's nearest surface points, its own included.
+
+    Pixels of different views that see one place are neighbours in space: what a single view got wrong averages out
+    (the multi-view consistency of J-NeRF+). `points` in any unit.
+    """
+    unit = F.normalize(vectors, dim=-1, eps=NORM_EPS)
+    count = min(neighbours, len(points))
+    near = [torch.cdist(part, points).topk(count, largest=False).indices for part in points.split(1024)]
+    return torch.cat([unit[part].mean(1) for part in near]) if near else unit
+
+
+def grow(
+    seed: Float[Tensor, "seeds dims"], around: Float[Tensor, "seeds pixels dims"], least: float = 0.8
+) -> Float[Tensor, "seeds dims"]:
+    """Each seed's direction averaged with those pixels around it that resemble it (cosine of at least `least`).
+
+    One pixel may be noisy, or half of another thing at its border.
+    """
+    unit = F.normalize(seed, dim=-1, eps=NORM_EPS)
+    near = F.normalize(around, dim=-1, eps=NORM_EPS)
+    alike = (near @ unit[..., None])[..., 0] >= least
+    mean = F.normalize(unit + (near * alike[..., None]).sum(1), dim=-1, eps=NORM_EPS)
+    return mean * seed.norm(dim=-1, keepdim=True)

@@ -1,0 +1,355 @@
+"""Labels on a trained field: what model, keeper and edits show, against slow ways to the same pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nerfstudio.utils.eval_utils import eval_setup
+from tiny import start, tiny_capture, tiny_config
+
+from jacobinerf_ns.annotation_store import AnnotationStore, read_annotations, write_annotations
+from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.label_keeper import FixedAnnotations, rays_around
+from jacobinerf_ns.label_rendering import LabelSnapshot, prototype_responses, responses
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
+from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.seeds import world_click
+
+LABELS = (Label(id=7, name="Left wall", colour=(255, 0, 0)), Label(id=300, name="depth chart", colour=(0, 255, 0)))
+WIDTH, HEIGHT = 24, 18
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[JacobiNeRFPipeline, Path]:
+    folder = tmp_path_factory.mktemp("labels")
+    config = tiny_config(tiny_capture(folder / "room"), folder / "out", steps=60)
+    trainer = start(config)
+    trainer.train()
+    return trainer.pipeline, trainer.base_dir
+
+
+@pytest.fixture
+def pipeline(trained) -> JacobiNeRFPipeline:
+    found = trained[0]
+    found.eval()
+    found.model.label_source = None
+    return found
+
+
+def image(pipeline: JacobiNeRFPipeline) -> str:
+    return pipeline.datamanager.train_dataparser_outputs.image_filenames[0].name
+
+
+def click(pipeline: JacobiNeRFPipeline, label: int, pixel: tuple[int, int], negative: bool = False) -> Click:
+    return Click(label=label, image=image(pipeline), width=WIDTH, height=HEIGHT, pixel=pixel, negative=negative)
+
+
+def show(pipeline: JacobiNeRFPipeline, seeds: list[Seed], edits: tuple[Edit, ...] = (), **settings) -> LabelSnapshot:
+    """Makes the pipeline show labels with these seeds, and returns what it shows."""
+    view = ViewSettings(propagation=PropagationConfig(**settings))
+    annotations = Annotations(labels=LABELS, seeds=tuple(seeds), edits=edits, view=view)
+    keeper = pipeline.keep_labels(FixedAnnotations(annotations, Path()))
+    snapshot = keeper.current()
+    assert snapshot is not None
+    pipeline.model.label_source = keeper
+    return snapshot
+
+
+def view(pipeline: JacobiNeRFPipeline):
+    return pipeline.datamanager.eval_dataset.cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)
+
+
+def two_clicks(pipeline: JacobiNeRFPipeline) -> list[Seed]:
+    return [click(pipeline, 7, (3, 4)), click(pipeline, 300, (18, 14))]
+
+
+def test_every_output_is_there_from_the_first_frame_and_can_be_shown(pipeline):
+    without = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    show(pipeline, two_clicks(pipeline))
+    outputs = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    names = {"resonance", "selection", "selection_overlay", "rgb_selected", "labels", "labels_overlay"}
+    assert names | {"label_confidence", "edited"} <= without.keys()
+    assert outputs.keys() - without.keys() == {"mask_left_wall", "mask_id_300"}  # no name says depth but depths
+    for name, value in outputs.items():
+        assert value.shape[:2] == (HEIGHT, WIDTH), name
+        assert value.shape[2] in (1, 3), name
+        assert value.dtype in (torch.float32, torch.bool), name
+        if "depth" not in name and value.is_floating_point():
+            assert float(value.min()) >= -1e-6, name
+            assert float(value.max()) <= 1 + 1e-5, name
+
+
+def test_rgb_and_depth_are_untouched_by_labels(pipeline):
+    before = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    show(pipeline, two_clicks(pipeline), edits=(Edit(kind="remove", label=7),))
+    after = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    for name in ("rgb", "depth", "accumulation"):
+        assert torch.equal(before[name], after[name])
+
+
+def test_label_view_numbers_are_the_pictures(pipeline):
+    snapshot = show(pipeline, two_clicks(pipeline), void_below=0.4)
+    outputs = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    labels = pipeline.model.label_view(view(pipeline))
+    assert labels.snapshot.labels == snapshot.labels
+    for position, name in enumerate(snapshot.mask_names()):
+        assert torch.equal(outputs[name][..., 0], labels.decision.labels == position + 1)
+    assert torch.equal(outputs["label_confidence"][..., 0], labels.decision.confidence)
+    assert torch.equal(outputs["resonance"][..., 0], labels.responses[..., 0])
+
+
+def test_a_clicked_pixel_answers_fully_and_chunks_do_not_matter(pipeline):
+    show(pipeline, two_clicks(pipeline))
+    bundle = pipeline.datamanager.train_dataset.cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)
+    whole = pipeline.model.label_view(bundle).responses
+    assert float(whole[4, 3, 0]) == pytest.approx(1.0, abs=1e-5)
+    assert float(whole[14, 18, 1]) == pytest.approx(1.0, abs=1e-5)
+    chunk, pipeline.model.config.eval_num_rays_per_chunk = pipeline.model.config.eval_num_rays_per_chunk, 50
+    try:
+        parts = pipeline.model.label_view(bundle).responses
+    finally:
+        pipeline.model.config.eval_num_rays_per_chunk = chunk
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline):
+    """The paper's way: change the RGB layer of a copy of the model, render, compare."""
+    snapshot = show(pipeline, two_clicks(pipeline), prototypes="mean", response="raw", exact=True)
+    rays = view(pipeline).flatten()
+    with torch.no_grad():
+        traced = pipeline.model.trace(rays)
+        found = prototype_responses(traced, snapshot.prototypes.vectors, snapshot.config)
+        layer = pipeline.model.field.mlp_head.rgb_layer
+        original = layer.weight.clone()
+        for k, vector in enumerate(snapshot.prototypes.vectors):
+            try:
+                layer.weight += snapshot.config.step * vector[: original.numel()].view_as(original)
+                again = pipeline.model.trace(rays).outputs["rgb"]
+            finally:
+                layer.weight.copy_(original)
+            expected = (again - traced.outputs["rgb"]).abs().mean(-1)
+            assert float(expected.max()) > 1e-4  # something moved
+            assert float((found[:, k] - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"space": "3d"},
+        {"response": "raw"},
+        {"response": "raw", "exact": True},
+        {"space": "3d", "response": "raw"},
+        {"prototypes": "kmeans"},
+        {"refine": 3},
+        {"smooth": 0.5},
+        {"refine": 3, "smooth": 0.5, "space": "3d"},
+        {"prototypes": "mean", "response": "raw", "exact": True, "decision": "paper"},
+    ],
+    ids=lambda settings: "-".join(f"{key}={value}" for key, value in settings.items()),
+)
+def test_every_way_of_answering_prefers_the_clicked_label_at_its_click(pipeline, settings):
+    show(pipeline, two_clicks(pipeline), **settings)
+    bundle = pipeline.datamanager.train_dataset.cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)
+    labels = pipeline.model.label_view(bundle)
+    found = labels.responses
+    assert float(found.min()) >= 0.0
+    assert float(found.max()) <= 1.0 + 1e-5
+    if settings.get("decision") != "paper":
+        assert float(found[4, 3, 0]) >= float(found[4, 3].max()) - 1e-5
+
+
+def test_many_labels_are_rendered_from_one_query_of_the_field(pipeline, monkeypatch):
+    many = tuple(Label(id=i + 1, name=f"label {i}", colour=(i, i, i)) for i in range(20))
+    seeds = tuple(click(pipeline, i + 1, (i, i % HEIGHT)) for i in range(20))
+    keeper = pipeline.keep_labels(FixedAnnotations(Annotations(labels=many, seeds=seeds), Path()))
+    pipeline.model.label_source = keeper
+    keeper.current()
+    calls = []
+    forward = pipeline.model.field.forward
+    monkeypatch.setattr(pipeline.model.field, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    rays, chunk = WIDTH * HEIGHT, pipeline.model.config.eval_num_rays_per_chunk
+    assert len(calls) == -(-rays // chunk)
+
+
+def test_a_negative_click_takes_its_pixel_out(pipeline):
+    bundle = pipeline.datamanager.train_dataset.cameras[0:1].generate_rays(camera_indices=0, keep_shape=True)
+    show(pipeline, [click(pipeline, 7, (3, 4))])
+    before = pipeline.model.label_view(bundle).responses
+    show(pipeline, [click(pipeline, 7, (3, 4)), click(pipeline, 7, (10, 10), negative=True)])
+    after = pipeline.model.label_view(bundle).responses
+    assert float(before[10, 10, 0]) > 0
+    assert float(after[10, 10, 0]) == 0.0
+    assert float(after[4, 3, 0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_click_in_space_is_the_same_click(pipeline):
+    rays = pipeline.datamanager.train_dataset.cameras[0:1].generate_rays(
+        camera_indices=torch.zeros(1, 1).long(), coords=torch.tensor([[4.5, 3.5]])
+    )
+    in_image = show(pipeline, [click(pipeline, 7, (3, 4))])
+    in_space = show(pipeline, [world_click(pipeline.world, rays.origins[0], rays.directions[0], 7)])
+    cosine = F.cosine_similarity(in_image.prototypes.vectors, in_space.prototypes.vectors)
+    assert float(cosine) > 1 - 1e-4
+
+
+def test_seeds_in_the_sky_are_refused_in_one_line(pipeline, monkeypatch):
+    away = SpaceClick(label=7, origin=(0.0, 0.0, 0.0), direction=(0.0, 0.0, 1.0))
+    trace = pipeline.model.trace
+
+    def empty(rays):
+        traced = trace(rays)
+        return traced._replace(outputs={**traced.outputs, "accumulation": torch.zeros(len(rays), 1)})
+
+    monkeypatch.setattr(pipeline.model, "trace", empty)
+    with pytest.raises(UserError, match=r"no seed of label 'Left wall' hits a surface \(1 tried"):
+        show(pipeline, [away])
+
+
+def test_no_labels_is_said_so(pipeline):
+    with pytest.raises(UserError, match="click first"):
+        pipeline.model.label_view(view(pipeline))
+
+
+def test_seeds_are_rendered_once_until_seeds_or_weights_change(pipeline, tmp_path, monkeypatch):
+    path = tmp_path / "annotations.json"
+    annotations = Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline)))
+    write_annotations(path, annotations)
+    store = AnnotationStore(path)
+    keeper = pipeline.keep_labels(store)
+    traces = []
+    trace = pipeline.model.trace
+    monkeypatch.setattr(pipeline.model, "trace", lambda rays: traces.append(1) or trace(rays))
+    first = keeper()
+    assert len(traces) == 1
+    lower = replace(annotations.view.propagation, threshold=0.3)
+    store.change(annotations.model_copy(update={"view": ViewSettings(propagation=lower, opacity=0.1)}))
+    second = keeper()
+    assert len(traces) == 1  # a slider renders nothing anew
+    assert second.config.threshold == 0.3
+    assert second.prototypes is first.prototypes
+    pipeline.model.loads += 1
+    keeper()
+    assert len(traces) == 2
+    write_annotations(path, Annotations(labels=LABELS, seeds=(click(pipeline, 7, (1, 1)),)))
+    assert len(keeper().prototypes.vectors) == 1  # another program changed the file
+    assert len(traces) == 3
+
+
+def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
+    path = tmp_path / "annotations.json"
+    write_annotations(path, Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline))))
+    keeper = pipeline.keep_labels(AnnotationStore(path))
+    good = keeper()
+    stray = Click(label=7, image="nowhere.png", width=WIDTH, height=HEIGHT, pixel=(1, 1))
+    write_annotations(path, Annotations(labels=LABELS, seeds=(stray,)))
+    assert keeper() is good
+    assert "nowhere.png" in keeper.problem
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        keeper.current()
+    path.write_text("{ damaged")
+    assert keeper() is not None
+    assert "JSON" in keeper.problem
+
+
+def test_a_run_finds_the_annotations_beside_its_config(trained):
+    pipeline, folder = trained
+    pipeline.eval()
+    path = folder / "annotations.json"
+    write_annotations(path, Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline))))
+    try:
+        run = open_run(folder / "config.yml")
+        assert run.pipeline.labels is not None
+        assert len(run.pipeline.labels.current().labels) == 2
+        assert run.folder == folder
+        write_annotations(
+            path, Annotations(labels=LABELS, seeds=(click(pipeline, 7, (1, 1)).model_copy(update={"image": "no.png"}),))
+        )
+        with pytest.raises(UserError, match=r"no\.png"):
+            open_run(folder / "config.yml").pipeline.labels.current()
+        with pytest.raises(SystemExit) as stopped:  # ns-render, ns-viewer: before the first frame, in one line
+            eval_setup(folder / "config.yml")
+        assert stopped.value.code == 2
+    finally:
+        path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        open_run(folder / "nothing.yml")
+
+
+def test_rays_around_a_ray_are_its_pixels(pipeline):
+    cameras = pipeline.datamanager.train_dataset.cameras
+    rays = cameras[0:1].generate_rays(camera_indices=torch.zeros(1, 1).long(), coords=torch.tensor([[9.5, 12.5]]))
+    around = rays_around(rays, 2)
+    assert len(around) == 25
+    assert torch.allclose(around.directions.norm(dim=-1), torch.ones(25))
+    centre = F.cosine_similarity(around.directions, rays.directions)
+    assert float(centre.max()) == pytest.approx(1.0, abs=1e-6)
+    beside = cameras[0:1].generate_rays(camera_indices=torch.zeros(1, 1).long(), coords=torch.tensor([[9.5, 11.5]]))
+    pixel = float((beside.directions - rays.directions).norm())
+    farthest = float((around.directions - rays.directions).norm(dim=-1).max())
+    assert 2.0 * pixel < farthest < 4.5 * pixel  # two pixels along both axes, about
+
+
+def edited(pipeline: JacobiNeRFPipeline, *edits: Edit) -> torch.Tensor:
+    show(pipeline, two_clicks(pipeline), edits=edits, threshold=0.5)
+    return pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))["edited"]
+
+
+def test_without_edits_edited_is_the_rendering(pipeline):
+    outputs = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))
+    assert torch.equal(edited(pipeline), outputs["rgb"])
+
+
+@pytest.mark.parametrize("kind", ["recolour", "remove", "extract"])
+def test_an_edit_without_strength_changes_nothing(pipeline, kind):
+    plain = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))["rgb"]
+    assert torch.allclose(
+        edited(pipeline, Edit(kind=kind, label=7, strength=0.0)), plain, atol=2e-2 if kind == "extract" else 1e-4
+    )
+
+
+def test_edits_never_touch_weights_and_do_not_wear(pipeline):
+    before = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
+    once = edited(pipeline, Edit(kind="recolour", label=7))
+    for _ in range(3):
+        edited(pipeline, Edit(kind="remove", label=7), Edit(kind="recolour", label=300))
+    assert torch.equal(edited(pipeline, Edit(kind="recolour", label=7)), once)
+    assert all(torch.equal(value, before[name]) for name, value in pipeline.model.state_dict().items())
+
+
+def test_recolouring_pulls_the_label_towards_the_colour_and_leaves_the_rest(pipeline):
+    plain = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline))["rgb"]
+    show(pipeline, two_clicks(pipeline), threshold=0.5)
+    labels = pipeline.model.label_view(view(pipeline))
+    red = edited(pipeline, Edit(kind="recolour", label=7, colour=(255, 0, 0)))
+    change = (red - plain).mean(dim=(0, 1))
+    assert float(change[0]) > 0 > float(change[2])
+    far = labels.responses[..., 1] - labels.responses[..., 0] > 0.3
+    near = labels.responses[..., 0] > 0.9
+    if bool(far.any()):
+        assert float((red - plain)[far].abs().mean()) < 0.2 * float((red - plain)[near].abs().mean())
+
+
+def test_boxes_vote_and_presets_are_known(pipeline):
+    seeds = [
+        Box(label=7, image=image(pipeline), width=WIDTH, height=HEIGHT, corner=(0, 0), opposite=(7, 7)),
+        Box(label=300, image=image(pipeline), width=WIDTH, height=HEIGHT, corner=(16, 10), opposite=(23, 17)),
+    ]
+    snapshot = show(pipeline, seeds)
+    assert len(snapshot.prototypes.vectors) == 128
+    assert JNERF_PLUS.refine > 0
+    assert PAPER.decision == "paper"
+
+
+def test_responses_without_prototypes_are_zero(pipeline):
+    nothing = Prototypes(torch.zeros(0, 48), torch.zeros(0).long(), torch.zeros(0).bool())
+    traced = pipeline.model.trace(view(pipeline).flatten())
+    assert float(responses(traced, LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
+
+
+def test_annotation_file_of_a_run_starts_empty(trained):
+    assert read_annotations(trained[1] / "annotations.json") == Annotations()
