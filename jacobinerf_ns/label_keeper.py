@@ -142,11 +142,12 @@ class LabelKeeper:
         """Seeds that hit a surface, and which of the rays those are."""
         if not traces:
             nothing = torch.zeros(0, dtype=torch.bool, device=self._model.device)
-            return Seeds(torch.zeros(0, 1, device=self._model.device), nothing.long(), nothing), nothing
+            empty = torch.zeros(0, 1, device=self._model.device)
+            return Seeds(empty, nothing.long(), nothing, empty[:, 0]), nothing
         vectors = torch.cat([traced.jacobians for traced in traces])
         least = SURFACE if self.needs_surface else -1.0
         hit = torch.cat([traced.outputs["accumulation"][:, 0] > least for traced in traces])
-        seeds = Seeds(vectors, rays.labels.to(vectors.device), rays.positive.to(vectors.device))
+        seeds = Seeds(vectors, *(part.to(vectors.device) for part in (rays.labels, rays.positive, rays.weights)))
         _check_surfaces(annotations, seeds, hit)
         seeds = Seeds(*(part[hit] for part in seeds))
         if annotations.view.propagation.refine > 0:

@@ -183,18 +183,23 @@ def pictures(
 def selected(
     found: Float[Tensor, "*pixels labels"], decision: Decision, snapshot: LabelSnapshot
 ) -> Bool[Tensor, "*pixels 1"]:
-    """Pixels of the selected label: a response of at least the threshold, and none of another label that is larger."""
+    """Pixels of the selected label: a response of at least the threshold, and none of another label that is larger.
+
+    The paper's decision knows no threshold.
+    """
     if not snapshot.labels:
         return torch.zeros_like(decision.labels, dtype=torch.bool)[..., None]
     mine = found[..., snapshot.selected]
-    strong = mine >= snapshot.config.threshold if snapshot.config.decision == "nearest" else mine > 0
+    if snapshot.config.decision == "paper":
+        return (decision.labels == snapshot.selected + 1)[..., None]
     best = found.argmax(-1) == snapshot.selected
-    return (strong & best & (mine > 0))[..., None]
+    return ((mine >= snapshot.config.threshold) & best & (mine > 0))[..., None]
 
 
 def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
     """The same outputs where no label is there yet: the viewer lists what the first frame has."""
-    empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), rgb.new_zeros(0).long(), rgb.new_zeros(0).bool()))
+    none = rgb.new_zeros(0)
+    empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
     found = rgb.new_zeros(*rgb.shape[:-1], 0)
     nobody = rgb.new_zeros(rgb.shape[:-1])
     return {**pictures(rgb, found, Decision(nobody.long(), nobody), empty), "edited": rgb}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jacobinerf_ns import jacobian, shaping
 from jacobinerf_ns.editing import edited_colour
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
 from jacobinerf_ns.label_rendering import (
     RESPONSES,
@@ -32,7 +32,7 @@ from jacobinerf_ns.lpips import LazyLpips
 from jacobinerf_ns.propagation import Decision, decide, decide_paper
 from jacobinerf_ns.shaping import ShapingConfig
 
-EMPTY_BATCHES = 50
+EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 WHOLE_BATCH = 0
 NOT_YET = -1
@@ -299,11 +299,12 @@ class JacobiNeRFModel(NerfactoModel):
             return super().get_rgba_image(outputs, output_name)
         selection = outputs["selection"]
         self._empty_batches = 0 if bool(selection.any()) else self._empty_batches + 1
-        if self._empty_batches >= EMPTY_BATCHES:
-            raise UserError(
-                f"the selection is empty in {EMPTY_BATCHES} batches of rays: click the label (jacobinerf annotate), or "
-                "lower its threshold"
-            )
+        with one_line_exit():
+            if self._current_snapshot() is None or self._empty_batches >= EMPTY_BATCHES:
+                raise UserError(
+                    f"the selection is empty in {self._empty_batches} batches of rays: click the label (jacobinerf "
+                    "annotate), or lower its threshold"
+                )
         return torch.cat([outputs[output_name], selection.to(outputs[output_name])], dim=-1)
 
     def get_image_metrics_and_images(

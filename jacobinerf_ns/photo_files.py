@@ -24,6 +24,7 @@ from jacobinerf_ns.photos import Photo
 
 MANIFEST_NAME = "propagation.json"
 COCO_NAME = "annotations.coco.json"
+COCO_FORMATS = ("coco", "coco-polygons")
 MAPS_FOLDER = "label_maps"
 """Where the index PNGs lie when another format is what was asked for."""
 OVERLAYS_FOLDER = "overlays"
@@ -105,10 +106,12 @@ def write_companions(files: PhotoFiles, ids: Int[np.ndarray, "height width"], la
             picture.save(temporary, format="JPEG", quality=JPEG_QUALITY)
 
 
-def compile_coco(path: Path, planned: Sequence[PhotoFiles], labels: Sequence[Label]) -> None:
+def compile_coco(path: Path, planned: Sequence[PhotoFiles], labels: Sequence[Label], polygons: bool) -> None:
     """Writes the COCO file of finished photos, read one by one; an existing one stays as it is. Errors: `UserError`."""
     if not path.exists():
-        write_coco(path, ((files.photo.name, read_finished(files, labels)) for files in planned), labels)
+        write_coco(
+            path, ((files.photo.name, read_finished(files, labels)) for files in planned), labels, polygons=polygons
+        )
 
 
 def draw_overlay(photo: Photo, ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> Image.Image:

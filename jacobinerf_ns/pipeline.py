@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
 from jacobinerf_ns import checkpoints
+from jacobinerf_ns.annotated_scores import annotated_scores
 from jacobinerf_ns.annotation_store import AnnotationStore
 from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
@@ -25,8 +26,8 @@ from jacobinerf_ns.world import WorldFrame
 
 ANNOTATIONS_NAME = "annotations.json"
 """The run's own annotation file, beside its config.yml."""
-MASK_SEEDS = 1024
-"""Pixels taken of a scribble, box or mask: enough for votes in proportion to areas."""
+MASK_SEEDS = 512
+"""Pixels rendered of a scribble, box or mask."""
 CPU_VIEWER_RESOLUTION = 64
 """Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512, training
 would stand still for minutes after every move of the camera."""
@@ -110,6 +111,16 @@ class JacobiNeRFPipeline(VanillaPipeline):
         coords = (torch.rand(count, 2, generator=generator) * sizes).floor() + 0.5
         where = images.to(cameras.device)
         return cameras.generate_rays(camera_indices=where[:, None], coords=coords.to(cameras.device))
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """Nerfstudio's averages (`ns-eval`), and pooled scores of the run's labels that are named as classes are."""
+        averages = super().get_average_eval_image_metrics(step, output_path, get_std)
+        self.eval()
+        scores = annotated_scores(self.datamanager, self.model)
+        self.train()
+        return {**averages, **scores}
 
     def load_pipeline(self, loaded_state: Mapping[str, Tensor], step: int) -> None:
         """Loads the model of a checkpoint, ours or plain nerfacto's; anything missing or different is an error."""

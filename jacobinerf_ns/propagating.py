@@ -22,7 +22,7 @@ from jacobinerf_ns.label_formats.seeds_io import Format
 from jacobinerf_ns.label_keeper import FixedAnnotations
 from jacobinerf_ns.label_maps import VOID_ID
 from jacobinerf_ns.output_folder import claim_folder
-from jacobinerf_ns.photo_files import COCO_NAME, MANIFEST_NAME, PhotoFiles
+from jacobinerf_ns.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, PhotoFiles
 from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.runs import Run, open_run
@@ -116,7 +116,7 @@ def propagate(
     run, annotations, written = _open(config_path, annotations_file, settings)
     photos = list_photos(run.pipeline.datamanager, settings.split, settings.full_resolution)
     planned = photo_files.plan_files(photos, folder, settings.format, settings.overlays)
-    common = [folder / LEGEND_NAME, *([folder / COCO_NAME] if settings.format == "coco" else [])]
+    common = [folder / LEGEND_NAME, *([folder / COCO_NAME] if settings.format in COCO_FORMATS else [])]
     paths = [*common, *(path for files in planned for path in files.paths)]
     photo_files.check_capture_is_safe(folder, paths, photos)
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -264,8 +264,8 @@ def _write_all(pipeline: JacobiNeRFPipeline, planned: Sequence[PhotoFiles], resu
             values, counts = np.unique(ids, return_counts=True)
             result.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             result.photos.update(values.tolist())
-        if format == "coco":
-            photo_files.compile_coco(result.folder / COCO_NAME, planned, labels)
+        if format in COCO_FORMATS:
+            photo_files.compile_coco(result.folder / COCO_NAME, planned, labels, polygons=format == "coco-polygons")
 
 
 @contextmanager

@@ -80,6 +80,8 @@ class Seeds(NamedTuple):
     labels: Int[Tensor, "seeds"]
     positive: Bool[Tensor, "seeds"]
     """False: the pixel is *not* of the label."""
+    weights: Float[Tensor, "seeds"]
+    """Pixels that each stands for: of a mask, only some are rendered."""
 
 
 class Prototypes(NamedTuple):
@@ -88,6 +90,8 @@ class Prototypes(NamedTuple):
     vectors: Float[Tensor, "prototypes dims"]
     labels: Int[Tensor, "prototypes"]
     positive: Bool[Tensor, "prototypes"]
+    weights: Float[Tensor, "prototypes"]
+    """Of its vote where many vote: labels count by the area that was marked, as pixels of the scene do."""
 
 
 class Decision(NamedTuple):
@@ -119,8 +123,13 @@ def select_prototypes(seeds: Seeds, config: PropagationConfig, seed: int = 0) ->
             [k for (k, _), c in zip(parts, centres, strict=True) for _ in range(len(c))]
         )
     negative = Seeds(*(part[~seeds.positive] for part in seeds))
-    sign = torch.cat([torch.ones_like(labels, dtype=torch.bool), negative.positive])
-    return Prototypes(torch.cat([vectors, negative.vectors]), torch.cat([labels, negative.labels]), sign)
+    weights = positive.weights if config.prototypes == "all" else torch.ones_like(vectors[:, 0])
+    return Prototypes(
+        torch.cat([vectors, negative.vectors]),
+        torch.cat([labels, negative.labels]),
+        torch.cat([torch.ones_like(labels, dtype=torch.bool), negative.positive]),
+        torch.cat([weights, negative.weights]),
+    )
 
 
 def kmeans(
@@ -217,7 +226,7 @@ def _votes(
 ) -> Float[Tensor, "pixels labels"]:
     chosen = prototypes.positive
     best, place = similarity[:, chosen].topk(count, dim=-1)
-    weights = ((best - best[:, :1]) / temperature).exp()
+    weights = ((best - best[:, :1]) / temperature).exp() * prototypes.weights[chosen][place]
     return similarity.new_zeros(len(similarity), num_labels).scatter_add(1, prototypes.labels[chosen][place], weights)
 
 

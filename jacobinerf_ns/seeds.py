@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
@@ -26,6 +26,8 @@ class SeedRays(NamedTuple):
     """Position of the label in `annotations.labels`."""
     positive: Bool[Tensor, "seeds"]
     """False: the pixel is not of the label."""
+    weights: Float[Tensor, "seeds"]
+    """Pixels of the camera that each stands for."""
     sources: tuple[str, ...]
     """Where each ray comes from, for messages."""
 
@@ -35,6 +37,8 @@ class _Pixels(NamedTuple):
 
     camera: int
     xy: Int[np.ndarray, "pixels 2"]
+    weight: float = 1.0
+    """Pixels that each stands for."""
 
 
 def seed_rays(
@@ -68,6 +72,7 @@ def seed_rays(
         rays,
         torch.tensor([positions[seed.label] for seed in seeds], dtype=torch.long, device=cameras.device),
         torch.tensor([not seed.negative for seed in seeds], dtype=torch.bool, device=cameras.device),
+        torch.tensor([part.weight for part in pixels for _ in part.xy], dtype=torch.float32, device=cameras.device),
         tuple(describe(seed) for seed in seeds),
     )
 
@@ -109,7 +114,8 @@ def _pixels(seed: Seed, folder: Path, cameras: Cameras, filenames: Sequence[Path
     # Several pixels of a large image may fall into one of the camera's.
     covered = np.zeros((height, width), dtype=bool)
     covered[mapped[:, 1], mapped[:, 0]] = True
-    return _Pixels(camera, spread(np.argwhere(covered)[:, ::-1], max_per_seed))
+    chosen = spread(np.argwhere(covered)[:, ::-1], max_per_seed)
+    return _Pixels(camera, chosen, covered.sum() / len(chosen))
 
 
 def _size(cameras: Cameras, index: int) -> tuple[int, int]:

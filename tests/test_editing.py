@@ -56,7 +56,7 @@ def rays() -> RayBundle:
 def snapshot(*edits: Edit) -> LabelSnapshot:
     slopes = torch.stack([FRONT * (1 - FRONT), BACK * (1 - BACK)])
     vectors = (slopes[:, :, None] * FEATURES[:, None, :]).flatten(1)
-    prototypes = Prototypes(vectors, torch.arange(2), torch.ones(2, dtype=torch.bool))
+    prototypes = Prototypes(vectors, torch.arange(2), torch.ones(2, dtype=torch.bool), torch.ones(2))
     return LabelSnapshot(LABELS, prototypes, PropagationConfig(threshold=0.7), edits=edits)
 
 

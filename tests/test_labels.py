@@ -346,7 +346,7 @@ def test_boxes_vote_and_presets_are_known(pipeline):
 
 
 def test_responses_without_prototypes_are_zero(pipeline):
-    nothing = Prototypes(torch.zeros(0, 48), torch.zeros(0).long(), torch.zeros(0).bool())
+    nothing = Prototypes(torch.zeros(0, 48), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
     traced = pipeline.model.trace(view(pipeline).flatten())
     assert float(responses(traced, LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
 

@@ -29,7 +29,7 @@ def known(labels: list[int]) -> torch.Tensor:
 
 def seeds(vectors: list[list[float]], labels: list[int], positive: list[bool] | None = None) -> Seeds:
     sign = known(labels) if positive is None else torch.tensor(positive)
-    return Seeds(torch.tensor(vectors), torch.tensor(labels), sign)
+    return Seeds(torch.tensor(vectors), torch.tensor(labels), sign, torch.ones(len(labels)))
 
 
 def bundle(direction: torch.Tensor, count: int, spread: float, generator: torch.Generator) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_negative_seeds_are_kept_apart_and_as_they_are(kind):
 
 @pytest.mark.parametrize("kind", ["all", "mean", "kmeans", "adaptive"])
 def test_no_seeds_give_no_prototypes(kind):
-    nothing = Seeds(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).bool())
+    nothing = Seeds(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
     assert len(select_prototypes(nothing, PropagationConfig(prototypes=kind)).vectors) == 0
 
 
@@ -81,7 +81,7 @@ def test_adaptive_keeps_the_best_round_not_the_last(generator):
     """More rounds can only segment the seeds better; the released code keeps the last round, which does not."""
     vectors = torch.cat([bundle(axis, 60, 0.6, generator) for axis in torch.eye(8)[:4]])
     labels = torch.arange(4).repeat_interleave(60)
-    data = Seeds(vectors, labels, known(labels.tolist()))
+    data = Seeds(vectors, labels, known(labels.tolist()), torch.ones(len(labels)))
 
     def score(rounds: int) -> float:
         config = PropagationConfig(prototypes="adaptive", clusters=2, rounds=rounds)
@@ -109,11 +109,8 @@ def slow_label_responses(similarity, prototypes, num_labels):
 
 
 def test_responses_equal_a_slow_loop(generator):
-    prototypes = Prototypes(
-        torch.randn(9, 5, generator=generator),
-        torch.tensor([0, 0, 1, 1, 1, 3, 3, 0, 3]),
-        torch.tensor([True] * 7 + [False] * 2),
-    )
+    labels, sign = torch.tensor([0, 0, 1, 1, 1, 3, 3, 0, 3]), torch.tensor([True] * 7 + [False] * 2)
+    prototypes = Prototypes(torch.randn(9, 5, generator=generator), labels, sign, torch.ones(9))
     similarity = torch.rand(50, 9, generator=generator) * 1.8 - 0.8
     assert torch.allclose(
         label_responses(similarity, prototypes, 5), slow_label_responses(similarity, prototypes, 5), atol=1e-6
@@ -121,12 +118,14 @@ def test_responses_equal_a_slow_loop(generator):
 
 
 def test_a_label_without_seeds_never_answers():
-    prototypes = Prototypes(torch.eye(2), torch.tensor([0, 2]), known([0, 2]))
+    prototypes = Prototypes(torch.eye(2), torch.tensor([0, 2]), known([0, 2]), torch.ones(len([0, 2])))
     assert label_responses(torch.tensor([[0.3, 0.6]]), prototypes, 3).tolist()[0] == pytest.approx([0.3, 0.0, 0.6])
 
 
 def test_votes_overrule_a_stray_seed():
-    prototypes = Prototypes(torch.zeros(6, 1), torch.tensor([0, 0, 0, 1, 1, 1]), known([0] * 6))
+    prototypes = Prototypes(
+        torch.zeros(6, 1), torch.tensor([0, 0, 0, 1, 1, 1]), known([0] * 6), torch.ones(len([0] * 6))
+    )
     similarity = torch.tensor([[0.90, 0.89, 0.88, 0.91, 0.1, 0.1]])
     assert label_responses(similarity, prototypes, 2, neighbours=1).argmax() == 1
     voted = label_responses(similarity, prototypes, 2, neighbours=3)
@@ -134,10 +133,24 @@ def test_votes_overrule_a_stray_seed():
     assert voted[0, 0] == pytest.approx(0.90)
 
 
+def test_votes_count_by_the_area_that_was_marked():
+    """Two labels look alike here; one mask was five times as large, and only some of its pixels were rendered."""
+    prototypes = Prototypes(
+        torch.zeros(4, 1), torch.tensor([0, 0, 1, 1]), known([0] * 4), torch.tensor([5.0, 5.0, 1, 1])
+    )
+    similarity = torch.tensor([[0.90, 0.90, 0.92, 0.92]])
+    assert label_responses(similarity, prototypes, 2, neighbours=2).argmax() == 1  # the two nearest are of one label
+    equal = prototypes._replace(weights=torch.ones(4))
+    assert label_responses(similarity, equal, 2, neighbours=1).argmax() == 1
+    mixed = torch.tensor([[0.90, 0.10, 0.91, 0.10]])
+    assert label_responses(mixed, prototypes, 2, neighbours=2).argmax() == 0
+    assert label_responses(mixed, equal, 2, neighbours=2).argmax() == 1
+
+
 def test_one_click_a_label_is_plain_nearest_prototype():
-    one_each = Prototypes(torch.eye(4), torch.arange(4), known([0] * 4))
+    one_each = Prototypes(torch.eye(4), torch.arange(4), known([0] * 4), torch.ones(len([0] * 4)))
     assert voters(one_each, 40) == 1
-    many = Prototypes(torch.zeros(100, 2), torch.arange(2).repeat(50), known([0] * 100))
+    many = Prototypes(torch.zeros(100, 2), torch.arange(2).repeat(50), known([0] * 100), torch.ones(len([0] * 100)))
     assert voters(many, 40) == 40
 
 
@@ -198,7 +211,7 @@ def test_refinement_moves_a_shaded_click_to_its_entity_and_keeps_negatives(gener
     floor, chair, lamp = torch.eye(12)[:3]
     scene = torch.cat([bundle(axis, 200, 0.05, generator) for axis in (floor, chair, lamp)])
     clicks = F.normalize(torch.stack([floor + 0.5 * torch.eye(12)[5], chair, lamp + 0.3 * floor]), dim=-1)
-    start = Prototypes(3.0 * clicks, torch.tensor([0, 1, 0]), torch.tensor([True, True, False]))
+    start = Prototypes(3.0 * clicks, torch.tensor([0, 1, 0]), torch.tensor([True, True, False]), torch.ones(3))
     moved = refinement.refine_prototypes(start, scene, rounds=10)
     assert float(F.cosine_similarity(moved.vectors[0], floor, dim=0)) > 0.99
     assert float(F.cosine_similarity(start.vectors[0], floor, dim=0)) < 0.9
@@ -207,13 +220,13 @@ def test_refinement_moves_a_shaded_click_to_its_entity_and_keeps_negatives(gener
 
 
 def test_refinement_leaves_a_prototype_that_nothing_resembles():
-    start = Prototypes(torch.eye(3)[:1], torch.tensor([0]), known([0]))
+    start = Prototypes(torch.eye(3)[:1], torch.tensor([0]), known([0]), torch.ones(len([0])))
     assert torch.equal(refinement.refine_prototypes(start, torch.eye(3)[1:], 5).vectors, start.vectors)
 
 
 def test_refinement_ignores_pixels_between_two_labels():
     between = F.normalize(torch.tensor([[1.0, 0.98, 0.0]]), dim=-1).expand(50, -1)
-    start = Prototypes(torch.eye(3)[:2], torch.tensor([0, 1]), known([0, 1]))
+    start = Prototypes(torch.eye(3)[:2], torch.tensor([0, 1]), known([0, 1]), torch.ones(len([0, 1])))
     assert torch.allclose(refinement.refine_prototypes(start, between, 5).vectors, start.vectors)
 
 

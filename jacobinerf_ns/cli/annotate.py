@@ -81,6 +81,10 @@ class Annotate:
     """Take responses on rendered pixels (2d), or per sample in space (3d)."""
     void_below: float | None = None
     """Pixels of less confidence (0..1) than this get no label."""
+    refine: int | None = None
+    """Rounds in which what stands for a label is refined on the scene (J-NeRF+: 10, together with `--smooth`)."""
+    smooth: float | None = None
+    """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.5)."""
 
     def main(self) -> Annotations:
         """Makes the change, if one is asked for, and prints what the file holds. Errors: `UserError`."""
@@ -102,7 +106,7 @@ class Annotate:
     def _asked(self) -> list[str]:
         """The changes asked for, by their options."""
         seeds = {"--click": self.click, "--box": self.box, "--scribble": self.scribble, "--mask": self.mask}
-        settings = (self.threshold, self.space, self.void_below)
+        settings = self._settings()
         others = {
             "--rename": self.rename is not None,
             "--delete": self.delete,
@@ -111,7 +115,7 @@ class Annotate:
             "--remove-last-edit": self.remove_last_edit,
             "--merge": self.merge,
             "--select": self.select is not None,
-            "--threshold, --space or --void-below": any(value is not None for value in settings),
+            "a setting of propagation": settings,
         }
         return [option for option, value in {**seeds, **others}.items() if value]
 
@@ -198,9 +202,12 @@ class Annotate:
         return positions[-1]
 
     def _set(self, annotations: Annotations) -> Annotations:
-        given = {"threshold": self.threshold, "space": self.space, "void_below": self.void_below}
-        settings = {name: value for name, value in given.items() if value is not None}
-        return changes.set_view(annotations, propagation=replace(annotations.view.propagation, **settings))
+        return changes.set_view(annotations, propagation=replace(annotations.view.propagation, **self._settings()))
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of propagation that are given."""
+        names = ("threshold", "space", "void_below", "refine", "smooth")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _seed_change(self, capture: "Capture", folder: Path) -> Changer:
         assert self.image is not None
@@ -270,7 +277,10 @@ def _show(annotations: Annotations, path: Path) -> None:
         line = Text(f"edit {number}: {edit.kind} {annotations.label(edit.label).name}, strength {edit.strength:g} ")
         console.print(line.append_text(_swatch(edit.colour)) if edit.kind == "recolour" else line)
     settings = annotations.view.propagation
-    line = f"threshold {settings.threshold:g}, space {settings.space}, void below {settings.void_below:g}"
+    line = (
+        f"threshold {settings.threshold:g}, space {settings.space}, void below {settings.void_below:g}, "
+        f"refine {settings.refine}, smooth {settings.smooth:g}"
+    )
     console.print(line, highlight=False)
     console.print(Text(str(path)), soft_wrap=True)
 

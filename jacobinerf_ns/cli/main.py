@@ -4,9 +4,25 @@ import warnings
 
 import tyro
 
+from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.cli.demo import Demo
+from jacobinerf_ns.cli.evaluate import Evaluate
+from jacobinerf_ns.cli.exchange import ExportSeeds, Import
+from jacobinerf_ns.cli.export import Export
 from jacobinerf_ns.cli.features import Features
+from jacobinerf_ns.cli.propagate import Propagate
 from jacobinerf_ns.errors import one_line_exit
+
+COMMANDS = {
+    "demo": Demo,
+    "features": Features,
+    "annotate": Annotate,
+    "propagate": Propagate,
+    "export": Export,
+    "evaluate": Evaluate,
+    "import": Import,
+    "export-seeds": ExportSeeds,
+}
 
 
 def entrypoint() -> None:
@@ -14,7 +30,7 @@ def entrypoint() -> None:
     # Deprecations inside libraries are no news to their users, and would bury the progress bars.
     warnings.filterwarnings("ignore", module=r"(nerfstudio|torch|torchmetrics)\.")
     command = tyro.extras.subcommand_cli_from_dict(
-        {"demo": Demo, "features": Features},
+        COMMANDS,
         description="JacobiNeRF: train a radiance field once, click once, get the whole entity in every view.",
     )
     with one_line_exit():

@@ -31,8 +31,9 @@ class Propagate:
     """Annotation file, instead of the run's own."""
     split: Literal["train", "test", "all"] = "all"
     """Photos the run was trained on, those held out, or both."""
-    format: Literal["png", "coco", "labelme"] = "png"
-    """An index PNG per photo, one annotations.coco.json, or a LabelMe file per photo."""
+    format: Literal["png", "coco", "coco-polygons", "labelme"] = "png"
+    """An index PNG per photo, one annotations.coco.json of run lengths (CVAT) or of outlines (Label Studio, which reads
+    no run lengths; the same pixels), or a LabelMe file per photo."""
     labels: tuple[str, ...] = ()
     """Names of the labels to write; none: all. The others still compete for pixels, and theirs become 0."""
     refine: int | None = None
