@@ -19,11 +19,14 @@ from jacobinerf_ns.aggregator import train_aggregator
 from jacobinerf_ns.annotations import PALETTE, Annotations, Click, Label, Mask, ViewSettings
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.head_training import distil, train_semantic_head
+from jacobinerf_ns.heads import FeatureField, rendered_activations
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_formats.png import write_index_png
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.label_rendering import Traced, responses
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.probe import linear_probe
 from jacobinerf_ns.propagation import (
     JNERF_PLUS,
     PAPER,
@@ -70,8 +73,6 @@ class Scene:
 
     shaped: JacobiNeRFPipeline
     plain: JacobiNeRFPipeline | None
-    feature_field_steps: int = 1000
-    head_steps: int = 400
     _stores: dict[str, FeatureStore] = field(default_factory=dict)
 
     @cached_property
@@ -85,6 +86,11 @@ class Scene:
         if self.plain is None:
             raise UserError("method unshaped needs --unshaped-config, the config.yml of a run without shaping")
         return self.plain.keep_labels(FixedAnnotations(Annotations(), Path()))
+
+    @cached_property
+    def feature_field(self) -> FeatureField:
+        """The teacher's features distilled over the shaped field's geometry."""
+        return distil(self.shaped)
 
     def teacher_store(self, split: Split) -> FeatureStore:
         """The teacher's features of a split."""
@@ -226,7 +232,7 @@ def _dff(scene: Scene, exercise: Exercise) -> Fitted:
 def _semantic_nerf(scene: Scene, exercise: Exercise) -> Fitted:
     """A semantic head on the frozen geometry, trained with cross-entropy on the labelled pixels (Semantic-NeRF)."""
     sight = scene.look("train", exercise.pixels)
-    head = train_semantic_head(scene.shaped, sight.rays, exercise.positions, len(exercise.ids), scene.head_steps)
+    head = train_semantic_head(scene.shaped, sight.rays, exercise.positions, len(exercise.ids))
     return Fitted(lambda sight: head.rendered(sight.traced))
 
 

@@ -112,9 +112,7 @@ def evaluate(
             for s in seeds
         ]
         fitted = {
-            (method, i): fit(method, scene, exercise)
-            for method in track(methods, description="Fitting")
-            for i, exercise in enumerate(exercises)
+            (method, i): fit(method, scene, exercise) for method in methods for i, exercise in enumerate(exercises)
         }
     tally = _Tally(fitted, exercises, count)
     places = {round(i * (len(truth) - 1) / max(pictures - 1, 1)) for i in range(pictures)}

@@ -17,7 +17,7 @@ from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_rendering import LabelSnapshot, SurfacePool, Traced, prototype_responses, surface_points
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.propagation import PropagationConfig, Prototypes, Seeds, label_responses, select_prototypes
-from jacobinerf_ns.refinement import consistent_vectors, grow, refine_prototypes
+from jacobinerf_ns.refinement import clearest_refinement, consistent_vectors, grow
 from jacobinerf_ns.seeds import SeedRays
 
 SURFACE = 0.02
@@ -26,7 +26,7 @@ POOL_RAYS = 8192
 """Random training pixels that refined prototypes are averaged over."""
 REACH = 2
 """Pixels around a seed that refined prototypes start from, in each direction."""
-FEW_SEEDS = 512
+FEW_SEEDS = 128
 """Seeds up to which each is averaged with its surroundings and refined; masks need neither."""
 SHOWN_BY = ("threshold", "void_below")
 """Settings that need no new prototypes."""
@@ -128,8 +128,9 @@ class LabelKeeper:
             traces = [self._model.trace(chunk) for chunk in self._chunks(rays.rays)]
             seeds, hit = self._seeds(annotations, rays, traces)
             prototypes = select_prototypes(seeds, config)
-            if config.refine > 0 and len(prototypes.vectors) <= FEW_SEEDS:
-                prototypes = refine_prototypes(prototypes, self._surface().vectors, config.refine)
+            if config.refine > 0 and 0 < len(seeds.vectors) <= FEW_SEEDS:
+                grown = select_prototypes(self._grown(seeds, rays.rays, hit), config)
+                prototypes = clearest_refinement([grown, prototypes], self._surface().vectors, config.refine)
             scale = None
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
                 scale = _own_responses(traces, seeds, hit, prototypes, config, count)
@@ -149,22 +150,17 @@ class LabelKeeper:
         hit = torch.cat([traced.outputs["accumulation"][:, 0] > least for traced in traces])
         seeds = Seeds(vectors, *(part.to(vectors.device) for part in (rays.labels, rays.positive, rays.weights)))
         _check_surfaces(annotations, seeds, hit)
-        seeds = Seeds(*(part[hit] for part in seeds))
-        if annotations.view.propagation.refine > 0:
-            seeds = seeds._replace(vectors=self._grown(seeds.vectors, rays.rays, hit))
-        return seeds, hit
+        return Seeds(*(part[hit] for part in seeds)), hit
 
     def _chunks(self, rays: RayBundle) -> list[RayBundle]:
         size = self._model.config.eval_num_rays_per_chunk
         return [rays[start : start + size].to(self._model.device) for start in range(0, len(rays), size)]
 
-    def _grown(self, vectors: Tensor, rays: RayBundle, hit: Tensor) -> Tensor:
-        """Seeds averaged with what resembles them around them; many seeds (a mask) need no such help."""
-        if len(vectors) > FEW_SEEDS or len(vectors) == 0:
-            return vectors
+    def _grown(self, seeds: Seeds, rays: RayBundle, hit: Tensor) -> Seeds:
+        """Seeds averaged with what resembles them around them."""
         near = self._chunks(rays_around(rays[hit.to(rays.origins.device)], REACH))
         around = torch.cat([self._model.trace(chunk).jacobians for chunk in near])
-        return grow(vectors, around.view(len(vectors), -1, vectors.shape[1]))
+        return seeds._replace(vectors=grow(seeds.vectors, around.view(len(seeds.vectors), -1, around.shape[1])))
 
     def _surface(self) -> _Surface:
         """Surface points of random training pixels, their Jacobians consistent between views; once per weights."""

@@ -4,13 +4,18 @@ Letters of `propagation.py`. Everything here is without labels but for the seeds
 them, and vectors are averaged over the surface that several views see.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobinerf_ns.jacobian import NORM_EPS
+from jacobinerf_ns.jacobian import NORM_EPS, cosine_response
 from jacobinerf_ns.propagation import Prototypes
+
+LEADS = (0.03, 0.07, 0.1, 0.15, 0.2)
+"""Cosines by which pixels have to be nearer to one label than to the others, of the refinements that are tried."""
 
 
 def refine_prototypes(
@@ -48,6 +53,24 @@ def refine_prototypes(
         moves = prototypes.positive & (sums.norm(dim=-1) > 0)
         moved = torch.where(moves[:, None], F.normalize(target, dim=-1, eps=NORM_EPS), moved)
     return prototypes._replace(vectors=moved * prototypes.vectors.norm(dim=-1, keepdim=True))
+
+
+def clearest_refinement(starts: Sequence[Prototypes], vectors: Float[Tensor, "pixels dims"], rounds: int) -> Prototypes:
+    """Of refinements from several starts and with several leads, the one that tells the scene apart most clearly.
+
+    A weak click can lose its entity to a neighbour, and then two prototypes stand for one thing. That shows without any
+    label: pixels have two prototypes about as near. So the mean lead of the nearest prototype decides.
+    """
+    found = [refine_prototypes(start, vectors, rounds, lead=lead) for start in starts for lead in LEADS]
+    return max(found, key=lambda prototypes: _separation(prototypes, vectors))
+
+
+def _separation(prototypes: Prototypes, vectors: Float[Tensor, "pixels dims"]) -> float:
+    """Mean over pixels of the nearest prototype's cosine minus that of the nearest of any other label."""
+    similarity = cosine_response(vectors, prototypes.vectors)
+    best, nearest = similarity.max(-1)
+    others = prototypes.labels[nearest, None] != prototypes.labels
+    return float((best - similarity.masked_fill(~others, 0.0).amax(-1)).mean())
 
 
 def consistent_vectors(
