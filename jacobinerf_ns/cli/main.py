@@ -6,11 +6,13 @@ import tyro
 
 from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.cli.demo import Demo
+from jacobinerf_ns.cli.distil import Distil
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.cli.exchange import ExportSeeds, Import
 from jacobinerf_ns.cli.export import Export
 from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.cli.propagate import Propagate
+from jacobinerf_ns.cli.query import Query
 from jacobinerf_ns.errors import one_line_exit
 
 COMMANDS = {
@@ -20,6 +22,8 @@ COMMANDS = {
     "propagate": Propagate,
     "export": Export,
     "evaluate": Evaluate,
+    "distil": Distil,
+    "query": Query,
     "import": Import,
     "export-seeds": ExportSeeds,
 }
