@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from rich.table import Table
 from jacobinerf_ns.annotations import PALETTE, Annotations, Click, Label, ViewSettings
 from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.label_keeper import FixedAnnotations
+from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.propagation import PAPER, PropagationConfig
 from jacobinerf_ns.runs import open_run
@@ -47,7 +47,7 @@ class LabelCost:
         pipeline = open_run(self.load_config).pipeline
         cameras = pipeline.datamanager.eval_dataset.cameras
         views = [
-            cameras[i % len(cameras)].reshape(1).generate_rays(camera_indices=0, keep_shape=True)
+            cameras[(k := i % len(cameras)) : k + 1].generate_rays(camera_indices=0, keep_shape=True)
             for i in range(self.views)
         ]
         in_space = PropagationConfig(space="3d")
@@ -55,7 +55,7 @@ class LabelCost:
         def shown(count: int, config: PropagationConfig | None = None) -> list[Callable[[], object]]:
             return [lambda v=view: show(pipeline, v, count, config) for view in views]
 
-        paper = [lambda v=view: paper_way(pipeline, v, PAPER_LABELS) for view in views]
+        paper: list[Callable[[], object]] = [lambda v=view: paper_way(pipeline, v, PAPER_LABELS) for view in views]
         times = _medians(
             {
                 "one": shown(1),
@@ -89,10 +89,10 @@ def show(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int, config: Prop
     pipeline.model.label_view(view)
 
 
-_keepers: dict[tuple[int, PropagationConfig], object] = {}
+_keepers: dict[tuple[int, PropagationConfig], LabelKeeper] = {}
 
 
-def _keeper(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig):
+def _keeper(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig) -> LabelKeeper:
     if (count, config) not in _keepers:
         image = pipeline.datamanager.train_dataparser_outputs.image_filenames[0]
         height, width = pipeline.datamanager.frames("train")[0].size
@@ -113,7 +113,9 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
     """Response of each pixel to each label by rendering the view again with perturbed weights, label by label."""
     model = pipeline.model
     model.label_source = None
-    vectors = _keeper(pipeline, count, replace(PAPER)).current().prototypes.vectors
+    snapshot = _keeper(pipeline, count, PAPER).current()
+    assert snapshot is not None
+    vectors = snapshot.prototypes.vectors
     layer = model.field.mlp_head.rgb_layer
     original, before = layer.weight.clone(), _colours(pipeline, view)
     found = []

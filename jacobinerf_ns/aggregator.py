@@ -20,6 +20,11 @@ SPREAD_EPS = 1e-3
 class Aggregator(nn.Module):
     """Cosine responses to fixed prototypes, standardised, through three layers to a probability per label."""
 
+    prototypes: Float[Tensor, "prototypes dims"]
+    mean: Float[Tensor, "prototypes"]
+    spread: Float[Tensor, "prototypes"]
+    """Of responses to each prototype."""
+
     def __init__(
         self, prototypes: Float[Tensor, "prototypes dims"], example: Float[Tensor, "pixels dims"], num_labels: int
     ) -> None:

@@ -111,7 +111,7 @@ def evaluate(
             make_exercise(scene, annotator.label(maps, s), names, annotator.protocol == "dense", Path(folder))
             for s in seeds
         ]
-        fitted = {
+        fitted: dict[tuple[Method, int], Fitted] = {
             (method, i): fit(method, scene, exercise) for method in methods for i, exercise in enumerate(exercises)
         }
     tally = _Tally(fitted, exercises, count)
@@ -171,7 +171,7 @@ class _Tally:
         if plain:
             self.psnr_plain.append(metrics.psnr(torch.cat(plain).view(*size, 3), photo))
         if show is not None:
-            first = {method: ids for (method, i), ids in predicted.items() if i == 0}
+            first: dict[Method, Tensor] = {method: ids for (method, i), ids in predicted.items() if i == 0}
             self.shown.append(Shown(show, photo, rgb, seen, first))
 
     def _decide(

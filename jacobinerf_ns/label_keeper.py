@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns.annotation_store import AnnotationStore
@@ -176,7 +176,7 @@ class LabelKeeper:
         surface = self._surface()
         similarity = cosine_response(surface.vectors, prototypes.vectors)
         found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature)
-        return SurfacePool(cKDTree(surface.points.cpu().numpy()), found)
+        return SurfacePool(KDTree(surface.points.cpu().numpy()), found)
 
 
 def rays_around(rays: RayBundle, reach: int) -> RayBundle:

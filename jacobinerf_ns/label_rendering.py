@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns import jacobian
@@ -49,7 +49,7 @@ class Traced(NamedTuple):
 class SurfacePool(NamedTuple):
     """Responses at surface points all over the scene: what a pixel's own response is smoothed with."""
 
-    tree: cKDTree
+    tree: KDTree
     """Of the points, scene units."""
     responses: Float[Tensor, "pixels labels"]
 

@@ -7,6 +7,7 @@ PNG marks the photo as finished; LabelMe and COCO files and overlays are made fr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -18,13 +19,13 @@ from jacobinerf_ns.label_formats.base import label_file_names, writing
 from jacobinerf_ns.label_formats.coco import write_coco
 from jacobinerf_ns.label_formats.labelme import write_labelme
 from jacobinerf_ns.label_formats.png import LEGEND_NAME
-from jacobinerf_ns.label_formats.seeds_io import Format
 from jacobinerf_ns.label_maps import VOID_ID, read_label_map
 from jacobinerf_ns.photos import Photo
 
 MANIFEST_NAME = "propagation.json"
 COCO_NAME = "annotations.coco.json"
 COCO_FORMATS = ("coco", "coco-polygons")
+OutputFormat = Literal["png", "coco", "coco-polygons", "labelme"]
 MAPS_FOLDER = "label_maps"
 """Where the index PNGs lie when another format is what was asked for."""
 OVERLAYS_FOLDER = "overlays"
@@ -47,7 +48,7 @@ class PhotoFiles:
         return [path for path in (self.label_map, self.labelme, self.overlay) if path is not None]
 
 
-def plan_files(photos: Sequence[Photo], folder: Path, format: Format, overlays: bool) -> list[PhotoFiles]:
+def plan_files(photos: Sequence[Photo], folder: Path, format: OutputFormat, overlays: bool) -> list[PhotoFiles]:
     """The files of every photo in an output folder, named as the photos are.
 
     Raises:

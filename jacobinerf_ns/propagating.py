@@ -18,11 +18,10 @@ from jacobinerf_ns.annotation_store import read_annotations
 from jacobinerf_ns.annotations import Annotations, Label, Mask, ViewSettings, plain_errors
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.label_formats.png import LEGEND_NAME, write_index_png, write_legend
-from jacobinerf_ns.label_formats.seeds_io import Format
 from jacobinerf_ns.label_keeper import FixedAnnotations
 from jacobinerf_ns.label_maps import VOID_ID
 from jacobinerf_ns.output_folder import claim_folder
-from jacobinerf_ns.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, PhotoFiles
+from jacobinerf_ns.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
 from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.runs import Run, open_run
@@ -49,7 +48,7 @@ class PropagateSettings:
 
     split: Split = "all"
     """Photos the run was trained on, those held out, or both."""
-    format: Format = "png"
+    format: OutputFormat = "png"
     """Of the files."""
     labels: tuple[str, ...] = ()
     """Names of the labels that are written; none: all. Others still compete for pixels, and theirs become 0."""
@@ -241,7 +240,9 @@ def _digest(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def _write_all(pipeline: JacobiNeRFPipeline, planned: Sequence[PhotoFiles], result: Propagated, format: Format) -> None:
+def _write_all(
+    pipeline: JacobiNeRFPipeline, planned: Sequence[PhotoFiles], result: Propagated, format: OutputFormat
+) -> None:
     labels = result.labels
     result.there_already = sum(files.label_map.exists() for files in planned)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("photos")]

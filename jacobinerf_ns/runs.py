@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
 from jacobinerf_ns.errors import UserError, caught_outside
@@ -47,7 +48,7 @@ def open_run(
     if not config_path.is_file():
         raise UserError(f"no such file: {config_path}: give --load-config the config.yml that training wrote")
 
-    def prepare(config: JacobiNeRFTrainerConfig) -> JacobiNeRFTrainerConfig:
+    def prepare(config: TrainerConfig) -> TrainerConfig:
         if not isinstance(config, JacobiNeRFTrainerConfig):
             raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
         chosen = annotations or getattr(config.pipeline, "annotations", None) or config_path.parent / ANNOTATIONS_NAME

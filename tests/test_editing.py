@@ -99,6 +99,7 @@ def test_what_stands_beyond_the_samples_is_found_by_looking_again(rays):
     """All samples lie in front of the back wall, as proposal sampling would have them: a second look has to find it."""
 
     def near_only(bundle: RayBundle) -> Traced:
+        assert bundle.nears is not None
         if float(bundle.nears.max()) > 0:
             return look(bundle)
         traced = look(bundle)

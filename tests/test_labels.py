@@ -264,13 +264,17 @@ def test_a_run_finds_the_annotations_beside_its_config(trained):
     try:
         run = open_run(folder / "config.yml")
         assert run.pipeline.labels is not None
-        assert len(run.pipeline.labels.current().labels) == 2
+        snapshot = run.pipeline.labels.current()
+        assert snapshot is not None
+        assert len(snapshot.labels) == 2
         assert run.folder == folder
         write_annotations(
             path, Annotations(labels=LABELS, seeds=(click(pipeline, 7, (1, 1)).model_copy(update={"image": "no.png"}),))
         )
+        keeper = open_run(folder / "config.yml").pipeline.labels
+        assert keeper is not None
         with pytest.raises(UserError, match=r"no\.png"):
-            open_run(folder / "config.yml").pipeline.labels.current()
+            keeper.current()
         with pytest.raises(SystemExit) as stopped:  # ns-render, ns-viewer: before the first frame, in one line
             eval_setup(folder / "config.yml")
         assert stopped.value.code == 2
@@ -335,7 +339,7 @@ def test_recolouring_pulls_the_label_towards_the_colour_and_leaves_the_rest(pipe
 
 
 def test_boxes_vote_and_presets_are_known(pipeline):
-    seeds = [
+    seeds: list[Seed] = [
         Box(label=7, image=image(pipeline), width=WIDTH, height=HEIGHT, corner=(0, 0), opposite=(7, 7)),
         Box(label=300, image=image(pipeline), width=WIDTH, height=HEIGHT, corner=(16, 10), opposite=(23, 17)),
     ]
