@@ -1,4 +1,4 @@
-"""How well a trained field knows what belongs together: held-out views, labels by clicks simulated from ground truth.
+"""How well shaping itself worked: cosines of pixel pairs, and nearest prototypes by simulated clicks.
 
 Letters of `metrics.py`. A click's prototype is the Jacobian of the clicked pixel; every held-out pixel takes the class
 of the prototype that its own Jacobian has the largest cosine with.
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from jacobinerf_ns import metrics
 from jacobinerf_ns.datamanager import FeatureDataManager
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.jacobian import cosine_response
-from jacobinerf_ns.label_maps import VOID_ID, read_label_map
+from jacobinerf_ns.label_maps import VOID_ID
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.protocols import draw_pixels, read_truth, view_with_most_ids
 
 
 class Click(NamedTuple):
@@ -69,31 +68,11 @@ class OneClickReport:
         return {**asdict(self), "mean_click_miou": self.mean_click_miou}
 
 
-def read_class_maps(frames: Sequence[Frame]) -> Int[Tensor, "views height width"]:
-    """Class maps of frames of one size; a `UserError` where the capture has none."""
-    bare = [frame for frame in frames if frame.semantics is None]
-    if bare:
-        raise UserError(f"no label map for {bare[0].path.name}: evaluation needs semantics_path per frame")
-    paths = [frame.semantics for frame in frames if frame.semantics is not None]
-    maps = [read_label_map(path, f.size, f.original_size) for path, f in zip(paths, frames, strict=True)]
-    return torch.stack(maps)
-
-
-def view_with_most_classes(class_maps: Int[Tensor, "views height width"]) -> int:
-    """Where a sensible annotator would click; the first of equals."""
-    counts = [len(view[view != VOID_ID].unique()) for view in class_maps]
-    return counts.index(max(counts))
-
-
 def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[Click]:
     """A uniformly drawn pixel of each class of a view."""
-    generator = torch.Generator().manual_seed(seed)
-    clicks = []
-    for label in class_map[class_map != VOID_ID].unique().tolist():
-        pixels = (class_map == label).nonzero()
-        row, col = pixels[int(torch.randint(len(pixels), (1,), generator=generator))].tolist()
-        clicks.append(Click(row, col, label))
-    return clicks
+    rows, cols = draw_pixels(class_map, 1, seed)
+    labels = class_map[rows, cols]
+    return [Click(*spot) for spot in zip(rows.tolist(), cols.tolist(), labels.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -140,8 +119,8 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
     """Renders the held-out views and the training view with most classes, and scores them."""
     data = pipeline.datamanager
     frames, held_out = data.frames("train"), data.frames("eval")
-    train_maps, truth = read_class_maps(frames), read_class_maps(held_out)
-    place = view_with_most_classes(train_maps)
+    train_maps, truth = torch.stack(read_truth(frames)), torch.stack(read_truth(held_out))
+    place = view_with_most_ids(train_maps)
     pipeline.eval()
     views = list(_render_eval_views(pipeline))
     clicked = render_view(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
@@ -171,8 +150,8 @@ def evaluate_teacher(data: FeatureDataManager, click_seeds: Sequence[int] = (0, 
     No field takes part; a rival that has to see every photograph it labels.
     """
     frames, held_out = data.frames("train"), data.frames("eval")
-    train_maps, truth = read_class_maps(frames), read_class_maps(held_out)
-    place = view_with_most_classes(train_maps)
+    train_maps, truth = torch.stack(read_truth(frames)), torch.stack(read_truth(held_out))
+    place = view_with_most_ids(train_maps)
     clicked = _all_pixels(data.teacher_store("train"), [place])[0]
     vectors = _all_pixels(data.teacher_store("eval"), range(len(held_out))).flatten(0, 2)
     by_click, dense = score_vectors(clicked, vectors, train_maps[place], truth.flatten(), click_seeds)

@@ -84,7 +84,7 @@ def trace_training_pixels(pipeline: JacobiNeRFPipeline, count: int, seed: int, p
 
 def distil(
     pipeline: JacobiNeRFPipeline,
-    steps: int = 500,
+    steps: int = 1000,
     rays: int = 1024,
     learning_rate: float = 1e-2,
     pool: int = 131_072,

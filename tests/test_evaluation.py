@@ -16,6 +16,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.protocols import read_truth, view_with_most_ids
 
 
 def test_clicks_lie_on_their_class_and_depend_on_the_seed_only():
@@ -29,7 +30,7 @@ def test_clicks_lie_on_their_class_and_depend_on_the_seed_only():
 
 def test_the_view_with_most_classes_is_clicked():
     views = torch.tensor([[[1, 1]], [[1, 2]], [[0, 2]], [[2, 3]]])
-    assert evaluation.view_with_most_classes(views) == 1
+    assert view_with_most_ids(list(views)) == 1
 
 
 def test_nearest_label_is_by_cosine_not_by_length():
@@ -50,8 +51,8 @@ def test_perfect_vectors_score_one_and_constant_ones_do_not():
 
 
 def test_a_capture_without_label_maps_cannot_be_scored():
-    with pytest.raises(UserError, match=r"no label map for a.png"):
-        evaluation.read_class_maps([Frame(0, Path("a.png"), (4, 4))])
+    with pytest.raises(UserError, match=r"no ground truth for 1 of 1 images \(first: a.png\)"):
+        read_truth([Frame(0, Path("a.png"), (4, 4))])
 
 
 def test_rendered_colour_is_the_models_own(tmp_path: Path):

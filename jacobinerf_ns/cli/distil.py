@@ -15,7 +15,7 @@ class Distil:
 
     load_config: Path
     """The run's config.yml. The feature field is written beside it, as feature_field.pt."""
-    steps: int = 500
+    steps: int = 1000
     """Steps of the optimiser."""
     rays: int = 1024
     """Training pixels per step."""

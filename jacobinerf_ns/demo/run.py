@@ -21,6 +21,7 @@ from jacobinerf_ns.files import atomic_write
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.protocols import read_truth, view_with_most_ids
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import quiet_nerfstudio, train
 
@@ -103,8 +104,8 @@ def write_contact_sheet(path: Path, unshaped: JacobiNeRFPipeline, shaped: Jacobi
     """A row per click: photograph, rendering, resonance before and after shaping, and in a view nobody clicked in."""
     data = shaped.datamanager
     frames = data.frames("train")
-    classes = evaluation.read_class_maps(frames)
-    place = evaluation.view_with_most_classes(classes)
+    classes = read_truth(frames)
+    place = view_with_most_ids(classes)
     names = data.train_dataparser_outputs.metadata["classes"]
     wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
     camera = data.train_dataset.cameras[place : place + 1]

@@ -1,0 +1,170 @@
+"""Simulated annotators, contenders and pooled scores, on the tiny room and on hand-made cases."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import start, tiny_capture, tiny_config
+
+from jacobinerf_ns import evaluating
+from jacobinerf_ns.annotated_scores import annotated_scores
+from jacobinerf_ns.annotations import Annotations, Click, Label
+from jacobinerf_ns.cli.evaluate import Evaluate
+from jacobinerf_ns.contenders import RIVALS, Fitted, Scene, make_exercise
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.label_keeper import FixedAnnotations
+from jacobinerf_ns.label_maps import read_label_map
+from jacobinerf_ns.protocols import Annotator, draw_pixels, read_truth
+from jacobinerf_ns.reports import class_table, picture_rows, table, write_report
+
+MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("evaluating")
+    config = tiny_config(tiny_capture(folder / "room"), folder / "out", steps=40)
+    trainer = start(config)
+    trainer.train()
+    trainer.pipeline.eval()
+    return trainer
+
+
+@pytest.fixture
+def scene(trained) -> Scene:
+    trained.pipeline.eval()
+    return Scene(trained.pipeline, trained.pipeline)
+
+
+@pytest.mark.parametrize(
+    ("annotator", "per_id"),
+    [(Annotator("sparse"), 1), (Annotator("clicks", 3), 3), (Annotator("instances"), 1)],
+)
+def test_clicks_lie_where_the_truth_says_and_depend_on_the_seed(annotator, per_id):
+    labelled = annotator.label([torch.zeros_like(MAP), MAP], seed=1)
+    assert labelled.image == 1  # nothing is to be seen in the other
+    assert torch.equal(MAP[labelled.rows, labelled.cols], labelled.ids)
+    assert torch.equal(labelled.ids.bincount(), torch.tensor([0, per_id, per_id, per_id]))  # void is never clicked
+    again, other = annotator.label([MAP, MAP], seed=1), annotator.label([MAP, MAP], seed=2)
+    assert torch.equal(labelled.rows, again.rows)
+    assert not torch.equal(labelled.rows, other.rows) or not torch.equal(labelled.cols, other.cols)
+
+
+def test_dense_labels_everything_but_void():
+    labelled = Annotator("dense").label([MAP], seed=0)
+    assert len(labelled.ids) == int((MAP != 0).sum())
+
+
+def test_a_class_smaller_than_the_clicks_gives_what_it_has():
+    rows, cols = draw_pixels(torch.tensor([[5, 5, 6]]), 2, seed=0)
+    assert sorted(torch.tensor([[5, 5, 6]])[rows, cols].tolist()) == [5, 5, 6]
+
+
+def test_void_views_cannot_be_labelled():
+    with pytest.raises(UserError, match="void"):
+        Annotator().label([torch.zeros(3, 3).long()], seed=0)
+
+
+def test_an_exercise_is_what_a_user_would_have_saved(scene, tmp_path):
+    maps = read_truth(scene.shaped.datamanager.frames("train"))
+    clicks = make_exercise(scene, Annotator().label(maps, 0), {1: "wall"}, as_mask=False, folder=tmp_path)
+    for seed, identity in zip(clicks.annotations.seeds, clicks.labelled.ids.tolist(), strict=True):
+        assert isinstance(seed, Click)
+        assert int(maps[clicks.labelled.image][seed.pixel[1], seed.pixel[0]]) == seed.label == identity
+    dense = make_exercise(scene, Annotator("dense").label(maps, 0), {1: "wall"}, as_mask=True, folder=tmp_path)
+    place = dense.labelled.image
+    saved = read_label_map(tmp_path / "labelled.png", (maps[place].shape[0], maps[place].shape[1]))
+    assert torch.equal(saved, maps[place])
+
+
+def test_every_method_is_fitted_and_scored_on_the_same_pixels(scene):
+    methods = ("2d", "3d", "plus", "paper", "unshaped", "unshaped-plus", *RIVALS)
+    report = evaluating.evaluate(scene, Annotator("sparse"), methods, seeds=(0, 1), stride=2, pictures=1)
+    assert set(report.scores) == set(methods)
+    for method in methods:
+        assert len(report.scores[method]) == 2
+        assert all(0.0 <= scores.miou <= 1.0 for scores in report.scores[method]), method
+    assert report.psnr == pytest.approx(report.psnr_unshaped)  # the same field twice
+    assert [s.miou for s in report.scores["2d"]] == [s.miou for s in report.scores["unshaped"]]
+    Console().print(table(report), class_table(report))
+    assert len(picture_rows(report)[0]) == 2 + 2 * len(methods)
+    assert not json.dumps(report.as_dict(), allow_nan=False).startswith("nan")
+
+
+def test_a_perfect_contender_scores_one_and_a_constant_one_what_it_must(scene, monkeypatch):
+    truth = read_truth(scene.shaped.datamanager.frames("eval"))
+
+    def perfect(scene, exercise) -> Fitted:
+        def scores(sight):
+            image, rows, cols = sight.pixels.unbind(-1)
+            seen = torch.stack([truth[i][r, c] for i, r, c in zip(image, rows, cols, strict=True)])
+            return (seen[:, None] == torch.tensor(exercise.ids)).float()
+
+        return Fitted(scores)
+
+    monkeypatch.setitem(RIVALS, "teacher", perfect)
+    monkeypatch.setitem(
+        RIVALS, "dff", lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), len(exercise.ids)))
+    )
+    report = evaluating.evaluate(scene, Annotator("dense"), ("teacher", "dff"), seeds=(0, 1))
+    assert report.mean("teacher", "miou_labelled") == pytest.approx(1.0, abs=0.05)  # classes unseen there cost a little
+    assert len(report.scores["teacher"]) == 1  # dense has nothing to draw
+    constant = report.scores["dff"][0]
+    first = min(report.names)
+    share = sum(int((t == first).sum()) for t in truth) / sum(int((t != 0).sum()) for t in truth)
+    assert constant.total_accuracy == pytest.approx(share)
+    assert constant.class_iou[first] == pytest.approx(share)
+
+
+def test_unshaped_without_a_run_says_what_to_give(scene):
+    alone = Scene(scene.shaped, None)
+    with pytest.raises(UserError, match="--unshaped-config"):
+        evaluating.evaluate(alone, Annotator(), ("unshaped",), seeds=(0,))
+
+
+def test_command_writes_numbers_and_pictures(trained, tmp_path):
+    config = trained.base_dir / "config.yml"
+    report = Evaluate(config, methods=("2d",), seeds=(0,), stride=3, pictures=1, output_dir=tmp_path).main()
+    written = json.loads((tmp_path / "sparse.json").read_text())
+    assert written["methods"]["2d"]["mean"]["miou"] == report.mean("2d", "miou")
+    assert (tmp_path / "sparse.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="--unshaped-config"):
+        Evaluate(config, methods=("unshaped",)).main()
+    with pytest.raises(UserError, match="stride 0"):
+        Evaluate(config, stride=0).main()
+
+
+def test_reports_name_a_folder_that_cannot_be_written(scene, tmp_path):
+    report = evaluating.evaluate(scene, Annotator(), ("2d",), seeds=(0,), stride=6)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(report, tmp_path / "file" / "below", "sparse")
+
+
+def test_own_labels_are_scored_by_name_for_ns_eval(scene):
+    pipeline = scene.shaped
+    data, model = pipeline.datamanager, pipeline.model
+    assert annotated_scores(data, model) == {}
+    frame, maps = data.frames("train")[0], read_truth(data.frames("train"))
+    names = data.train_dataparser_outputs.metadata["classes"]
+    rows, cols = draw_pixels(maps[0], 1, seed=0)
+    ids = maps[0][rows, cols].tolist()
+    labels = tuple(
+        Label(id=90 + i, name=f" {names[identity].upper()} ", colour=(1, 2, 3)) for i, identity in enumerate(ids)
+    )
+    seeds = tuple(
+        Click(label=90 + i, image=frame.path.name, width=24, height=18, pixel=(int(c), int(r)))
+        for i, (r, c) in enumerate(zip(rows, cols, strict=True))
+    )
+    keeper = pipeline.keep_labels(FixedAnnotations(Annotations(labels=labels, seeds=seeds), Path()))
+    keeper.needs_surface = False
+    model.label_source = keeper
+    try:
+        averages = pipeline.get_average_eval_image_metrics()
+    finally:
+        model.label_source = None
+        pipeline.eval()
+    assert 0.0 < averages["miou"] <= averages["miou_labelled"] <= 1.0
+    assert averages["psnr"] > 0
