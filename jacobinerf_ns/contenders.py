@@ -169,7 +169,7 @@ def fit(method: Method, scene: Scene, exercise: Exercise) -> Fitted:
     return RIVALS[method](scene, exercise)
 
 
-OURS: dict[str, PropagationConfig] = {
+OURS: dict[Method, PropagationConfig] = {
     "2d": PropagationConfig(),
     "3d": PropagationConfig(space="3d", prototypes="kmeans"),
     "plus": JNERF_PLUS,
@@ -243,7 +243,7 @@ def _probe(scene: Scene, exercise: Exercise) -> Fitted:
     return Fitted(lambda sight: probe.logits(rendered_activations(sight.traced)))
 
 
-RIVALS: dict[str, Callable[[Scene, Exercise], Fitted]] = {
+RIVALS: dict[Method, Callable[[Scene, Exercise], Fitted]] = {
     "network": _network,
     "teacher": _teacher,
     "dff": _dff,

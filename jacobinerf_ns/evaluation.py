@@ -119,7 +119,7 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
     """Renders the held-out views and the training view with most classes, and scores them."""
     data = pipeline.datamanager
     frames, held_out = data.frames("train"), data.frames("eval")
-    train_maps, truth = torch.stack(read_truth(frames)), torch.stack(read_truth(held_out))
+    train_maps, truth = read_truth(frames), torch.stack(read_truth(held_out))
     place = view_with_most_ids(train_maps)
     pipeline.eval()
     views = list(_render_eval_views(pipeline))
@@ -150,7 +150,7 @@ def evaluate_teacher(data: FeatureDataManager, click_seeds: Sequence[int] = (0, 
     No field takes part; a rival that has to see every photograph it labels.
     """
     frames, held_out = data.frames("train"), data.frames("eval")
-    train_maps, truth = torch.stack(read_truth(frames)), torch.stack(read_truth(held_out))
+    train_maps, truth = read_truth(frames), torch.stack(read_truth(held_out))
     place = view_with_most_ids(train_maps)
     clicked = _all_pixels(data.teacher_store("train"), [place])[0]
     vectors = _all_pixels(data.teacher_store("eval"), range(len(held_out))).flatten(0, 2)

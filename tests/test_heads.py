@@ -38,7 +38,13 @@ def traced(pipeline: JacobiNeRFPipeline) -> Traced:
 
 
 def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return torch.stack([sum(w * v for w, v in zip(*ray, strict=True)) for ray in zip(weights, values, strict=True)])
+    rows = []
+    for ray in range(len(weights)):
+        total = torch.zeros(values.shape[-1])
+        for sample in range(weights.shape[1]):
+            total = total + weights[ray, sample] * values[ray, sample]
+        rows.append(total)
+    return torch.stack(rows)
 
 
 def test_rendered_features_are_the_weighted_sum_of_the_samples_features(pipeline, traced):
