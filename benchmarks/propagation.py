@@ -145,7 +145,8 @@ def evaluate_job(recipe_path: str, unshaped_path: str, seed: str, group: str, wo
         latest_checkpoint(folder / "nerfstudio_models")
         return open_run(folder / "config.yml").pipeline
 
-    scene = Scene(load(recipe, "shaped"), load(unshaped, "plain"))
+    compares = any(method in UNSHAPED for methods in GROUPS[group].values() for method in methods)
+    scene = Scene(load(recipe, "shaped"), load(unshaped, "plain") if compares else None)
     found = {}
     for protocol, methods in GROUPS[group].items():
         result = evaluate(scene, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)

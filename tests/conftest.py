@@ -9,5 +9,16 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 from jaxtyping import install_import_hook
 
 # The mathematics is checked against its own shape annotations while the tests run.
-CHECKED = ("jacobian", "shaping", "metrics", "propagation", "refinement", "aggregator", "world", "seeds", "seed_pixels")
+CHECKED = (
+    "jacobian",
+    "shaping",
+    "metrics",
+    "propagation",
+    "refinement",
+    "aggregator",
+    "world",
+    "seeds",
+    "seed_pixels",
+    "probe",
+)
 install_import_hook([f"jacobinerf_ns.{name}" for name in CHECKED], "beartype.beartype")

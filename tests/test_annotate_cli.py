@@ -203,7 +203,7 @@ def test_merge_brings_masks_along(tmp_path: Path):
         ("--merge nowhere.json", r"no such file: nowhere\.json: give --merge an annotation file"),
         ("--threshold 1.5", r"propagation: threshold is 1\.5, expected 0\.\.1"),
         ("--threshold nan", "propagation: threshold is nan"),
-        ("--threshold 0.5 --select chair", "one change at a time: found --select and --threshold, --space or"),
+        ("--threshold 0.5 --select chair", "one change at a time: found --select and a setting of propagation"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(tmp_path: Path, arguments: str, message: str):
