@@ -179,12 +179,15 @@ def write_tables(path: Path, found: dict[str, dict[str, Any]]) -> None:
 
 
 def table(name: str, content: dict[str, Any]) -> list[str]:
-    """A Markdown table of one recipe: mean over training seeds of the mean over annotators, and the seeds' range."""
+    """A Markdown table of one recipe: mean over trainings of the mean over annotators, and the trainings' range.
+
+    In square brackets: how many trainings a method was measured on, where that is not all.
+    """
     runs = content["runs"]
     gained = [run["sparse"]["psnr"] - run["sparse"]["psnr_unshaped"] for run in runs]
     psnr = statistics.mean(run["sparse"]["psnr"] for run in runs)
     lines = [
-        f"**`{name}`**, {len(runs)} trainings; held-out PSNR {psnr:.2f} dB, {statistics.mean(gained):+.2f} dB against "
+        f"**`{name}`**, trainings: {len(runs)}; held-out PSNR {psnr:.2f} dB, {statistics.mean(gained):+.2f} dB against "
         f"unshaped ({', '.join(f'{gain:+.2f}' for gain in gained)}).",
         "",
         "| method | sparse mIoU | dense mIoU | sparse accuracy | dense accuracy |",
@@ -214,7 +217,11 @@ def _mean(runs: Sequence[dict[str, Any]], protocol: str, method: str, measure: s
 
 def _cell(runs: Sequence[dict[str, Any]], protocol: str, method: str, measure: str) -> str:
     values = _values(runs, protocol, method, measure)
-    return f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})" if values else "–"
+    if not values:
+        return "–"
+    fewer = f" [{len(values)}]" if len(values) < len(runs) else ""
+    spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}{fewer}"
 
 
 if __name__ == "__main__":
