@@ -143,11 +143,13 @@ class _Tally:
 
     @staticmethod
     def mean_psnr(values: Sequence[float]) -> float:
+        """Over views, dB."""
         return sum(values) / len(values)
 
     def add_view(
         self, scene: Scene, image: int, truth: Int[Tensor, "height width"], stride: int, show: str | None
     ) -> None:
+        """Renders a view once for everybody, and adds what each method makes of it."""
         rows, cols = (torch.arange(stride // 2, size, stride) for size in truth.shape)
         pixels = torch.cartesian_prod(torch.tensor([image]), rows, cols)
         size, chunk = (len(rows), len(cols)), scene.shaped.model.config.eval_num_rays_per_chunk

@@ -8,7 +8,6 @@ from unittest import mock
 
 import torch
 from jaxtyping import Float, Int
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
@@ -270,21 +269,6 @@ class JacobiNeRFModel(NerfactoModel):
         else:
             decision = Decision(*(part.view(found.shape[:2]) for part in decide(found.flatten(0, 1), snapshot.config)))
         return LabelView(outputs["rgb"], outputs["depth"], found, decision, snapshot)
-
-    @torch.no_grad()
-    def get_rgb_and_jacobians_for_camera(
-        self, camera: Cameras
-    ) -> tuple[Float[Tensor, "height width channels"], Float[Tensor, "height width dims"]]:
-        """Colour (0..1) and Jacobian over the shaped layers of every pixel of a view, from one query of the field."""
-        bundle = camera.to(self.device).generate_rays(camera_indices=0, keep_shape=True)
-        height, width = bundle.origins.shape[:2]
-        chunk = self.config.eval_num_rays_per_chunk
-        parts = [
-            self.get_rgb_and_jacobians(bundle.get_row_major_sliced_ray_bundle(start, start + chunk))
-            for start in range(0, height * width, chunk)
-        ]
-        rgb, jacobians = (torch.cat(part).view(height, width, -1) for part in zip(*parts, strict=True))
-        return rgb, jacobians
 
     def get_rgb_and_jacobians(
         self, ray_bundle: RayBundle
