@@ -128,11 +128,8 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
 
 def _colours(pipeline: JacobiNeRFPipeline, view: RayBundle) -> torch.Tensor:
     """Nerfacto's own rendering, without anything of ours."""
-    model, flat = pipeline.model, view.flatten()
-    size = model.config.eval_num_rays_per_chunk
-    parts = [
-        super(type(model), model).get_outputs(model.collider(flat[i : i + size])) for i in range(0, len(flat), size)
-    ]
+    model = pipeline.model
+    parts = [super(type(model), model).get_outputs(model.collider(chunk)) for chunk in model.chunks(view.flatten())]
     return torch.cat([part["rgb"] for part in parts])
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.runs import ANNOTATIONS_NAME
+from jacobinerf_ns.runs import annotations_path
 from jacobinerf_ns.training import quiet_nerfstudio
 
 
@@ -41,8 +41,8 @@ def read_capture(config_path: Path) -> Capture:
         except (AssertionError, OSError) as error:
             raise UserError(f"the capture of {config_path} cannot be read: {' '.join(str(error).split())}") from error
     widths, heights = outputs.cameras.width.flatten().tolist(), outputs.cameras.height.flatten().tolist()
-    annotations = getattr(config.pipeline, "annotations", None) or config_path.absolute().parent / ANNOTATIONS_NAME
-    return Capture(Path(annotations), list(outputs.image_filenames), list(zip(widths, heights, strict=True)))
+    annotations = annotations_path(config.pipeline, config_path)
+    return Capture(annotations, list(outputs.image_filenames), list(zip(widths, heights, strict=True)))
 
 
 def _read_config(path: Path) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.annotations import Edit
-from jacobinerf_ns.label_rendering import LabelSnapshot, Traced
+from jacobinerf_ns.label_rendering import LabelSnapshot, Traced, rgb_directions
 from jacobinerf_ns.propagation import label_responses
 
 RECOLOUR_LOGITS = 4.0
@@ -85,9 +85,10 @@ def _behind_everything(
 
 def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     shift, kept = torch.zeros_like(traced.logits), torch.ones_like(traced.weights)
+    found, ids = _sample_responses(traced, snapshot), [label.id for label in snapshot.labels]
     for edit in snapshot.edits:
-        position = [label.id for label in snapshot.labels].index(edit.label)
-        mine = sample_membership(traced, snapshot, position)
+        position = ids.index(edit.label)
+        mine = membership(found, position, snapshot.config.threshold)
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
         elif edit.kind == "remove":
@@ -106,17 +107,21 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     return Edited((weights[..., None] * colours).sum(-2), left.clamp(min=0.0), removed)
 
 
-def sample_membership(traced: Traced, snapshot: LabelSnapshot, position: int) -> Float[Tensor, "rays samples"]:
-    """m: samples whose response to the label is above the threshold and above that to every other label."""
+def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
     prototypes = snapshot.prototypes
-    channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
-    directions = prototypes.vectors[:, : channels * hidden].reshape(-1, channels, hidden)
+    directions = rgb_directions(traced, prototypes.vectors)
     cosines = jacobian.sample_cosine(traced.trace.colours.float(), traced.trace.activations.float(), directions)
-    found = label_responses(cosines.flatten(0, 1), prototypes, len(snapshot.labels)).view(*traced.weights.shape, -1)
-    mine = found[..., position]
+    found = label_responses(cosines.flatten(0, 1), prototypes, len(snapshot.labels))
+    return found.view(*traced.weights.shape, -1)
+
+
+def membership(
+    found: Float[Tensor, "rays samples labels"], position: int, threshold: float
+) -> Float[Tensor, "rays samples"]:
+    """m: samples whose response to a label is above the threshold and above that to every other label."""
     others = found.clone()
-    others[..., position] = snapshot.config.threshold
-    return torch.sigmoid((mine - others.amax(-1)) / SOFTNESS)
+    others[..., position] = threshold
+    return torch.sigmoid((found[..., position] - others.amax(-1)) / SOFTNESS)
 
 
 def _recolouring(
@@ -128,8 +133,7 @@ def _recolouring(
     alike and the strength means the same in every scene.
     """
     chosen = (snapshot.prototypes.labels == position) & snapshot.prototypes.positive
-    channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
-    mean = snapshot.prototypes.vectors[chosen, : channels * hidden].mean(0).view(channels, hidden).mean(0)
+    mean = rgb_directions(traced, snapshot.prototypes.vectors[chosen]).mean(dim=(0, 1))
     activations = traced.trace.activations.float()
     lengths = (activations.norm(dim=-1) * mean.norm()).clamp(min=jacobian.NORM_EPS)
     aligned = (activations @ mean) / lengths

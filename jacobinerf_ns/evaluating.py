@@ -124,8 +124,8 @@ def evaluate(
         view=train[exercises[0].labelled.image].path.name,
         names=names,
         scores={m: [metrics.scores(tally.confusion[m, i], ids) for i, ids in enumerate(labelled)] for m in methods},
-        psnr=tally.mean_psnr(tally.psnr),
-        psnr_unshaped=tally.mean_psnr(tally.psnr_plain) if scene.plain is not None else None,
+        psnr=statistics.mean(tally.psnr),
+        psnr_unshaped=statistics.mean(tally.psnr_plain) if scene.plain is not None else None,
         shown=tally.shown,
     )
 
@@ -140,11 +140,6 @@ class _Tally:
         self.psnr: list[float] = []
         self.psnr_plain: list[float] = []
         self.shown: list[Shown] = []
-
-    @staticmethod
-    def mean_psnr(values: Sequence[float]) -> float:
-        """Over views, dB."""
-        return sum(values) / len(values)
 
     def add_view(
         self, scene: Scene, image: int, truth: Int[Tensor, "height width"], stride: int, show: str | None

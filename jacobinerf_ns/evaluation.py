@@ -79,10 +79,9 @@ def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> li
 def render_view(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
     """One held-out or training view; the model has to be in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
-    height, width = rays.origins.shape[:2]
-    chunk, flat = model.config.eval_num_rays_per_chunk, rays.flatten()
-    parts = [model.get_rgb_and_jacobians(flat[start : start + chunk]) for start in range(0, height * width, chunk)]
-    rgb, jacobians = (torch.cat(part).view(height, width, -1).cpu() for part in zip(*parts, strict=True))
+    parts = [model.get_rgb_and_jacobians(chunk) for chunk in model.chunks(rays.flatten())]
+    size = rays.origins.shape[:2]
+    rgb, jacobians = (torch.cat(part).view(*size, -1).cpu() for part in zip(*parts, strict=True))
     return RenderedView(rgb, jacobians)
 
 

@@ -14,7 +14,7 @@ from jacobinerf_ns import part_geometry, part_sampling
 from jacobinerf_ns.annotation_changes import label_named
 from jacobinerf_ns.annotations import Label
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.base import write_json
+from jacobinerf_ns.files import write_json
 from jacobinerf_ns.label_rendering import LabelSnapshot
 from jacobinerf_ns.part_geometry import Cloud
 from jacobinerf_ns.part_sampling import Points, Sightings

@@ -10,8 +10,8 @@ from torch import nn
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
+from jacobinerf_ns.files import writing
 from jacobinerf_ns.heads import FeatureField, FeatureFieldShape
-from jacobinerf_ns.label_formats.base import writing
 from jacobinerf_ns.runs import Run
 
 FILE_NAME = "feature_field.pt"

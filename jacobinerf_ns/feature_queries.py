@@ -18,9 +18,10 @@ from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positions, sample
+from jacobinerf_ns.files import writing
 from jacobinerf_ns.heads import FeatureField
 from jacobinerf_ns.jacobian import NORM_EPS, cosine_response
-from jacobinerf_ns.label_formats.base import label_file_names, writing
+from jacobinerf_ns.label_formats.base import label_file_names
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.photo_files import check_capture_is_safe
 from jacobinerf_ns.photos import Photo
@@ -78,10 +79,7 @@ def query_of_pixels(
     """
     coords = torch.from_numpy(pixels[:, ::-1] + 0.5).float()
     rays = camera.generate_rays(camera_indices=torch.zeros(len(pixels), 1, dtype=torch.long), coords=coords)
-    chunk = model.config.eval_num_rays_per_chunk
-    parts = [
-        feature_field.rendered(model.trace(rays[i : i + chunk].to(model.device))) for i in range(0, len(pixels), chunk)
-    ]
+    parts = [feature_field.rendered(model.trace(chunk)) for chunk in model.chunks(rays)]
     return _mean_direction(torch.cat(parts), "the pixels that were named see nothing: choose others")
 
 
@@ -105,16 +103,10 @@ def view_similarity(
 ) -> Float[Tensor, "height width"]:
     """Cosine, −1..1, of a view's distilled features to a query, on the CPU. The model has to be in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
-    height, width = rays.origins.shape[:2]
-    chunk = model.config.eval_num_rays_per_chunk
     direction = query.to(model.device)[None]
-    parts = [
-        cosine_response(
-            feature_field.rendered(model.trace(rays.get_row_major_sliced_ray_bundle(i, i + chunk))), direction
-        )
-        for i in range(0, height * width, chunk)
-    ]
-    return torch.cat(parts).view(height, width).cpu()
+    chunks = model.chunks(rays.flatten())
+    parts = [cosine_response(feature_field.rendered(model.trace(chunk)), direction) for chunk in chunks]
+    return torch.cat(parts).view(rays.origins.shape[:2]).cpu()
 
 
 class AnswerFiles(NamedTuple):

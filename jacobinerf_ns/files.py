@@ -1,10 +1,14 @@
 """Files that are either whole or not there."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from jacobinerf_ns.errors import UserError
 
 
 @contextmanager
@@ -26,6 +30,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """`atomic_write` that keeps what is there and says in one line why it cannot write. Errors: `UserError`."""
+    try:
+        if not overwrite and path.exists():
+            raise UserError(f"{path} is there already: choose another place, or ask to overwrite it")
+        with atomic_write(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): choose a folder that may be written to and has room"
+        ) from error
+
+
+def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
+    """Writes a JSON file whole or not at all. Errors: `UserError`."""
+    with writing(path, overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False)
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from jacobinerf_ns.eval_mode import in_eval_mode
 from jacobinerf_ns.heads import FeatureField, FeatureFieldShape, SemanticHead, geometry_features, unit_positions
 from jacobinerf_ns.jacobian import effective_weights
 from jacobinerf_ns.model import JacobiNeRFModel
@@ -71,7 +72,7 @@ def trace_training_pixels(pipeline: JacobiNeRFPipeline, count: int, seed: int, p
     model, data = pipeline.model, pipeline.datamanager
     task = progress.add_task("Tracing training pixels", total=count)
     drawn: list[RayPool] = []
-    with _in_eval_mode(model), _seeded(seed, model.device):
+    with in_eval_mode(model), _seeded(seed, model.device):
         while not progress.tasks[task].finished:
             rays, batch = data.next_train(0)
             traced = model.trace(rays.to(model.device))
@@ -184,10 +185,9 @@ class _Samples(NamedTuple):
 @torch.no_grad()
 def _trace_labelled(model: JacobiNeRFModel, rays: RayBundle) -> _Samples:
     parts: list[_Samples] = []
-    chunk = model.config.eval_num_rays_per_chunk
-    with _in_eval_mode(model):
-        for start in range(0, len(rays), chunk):
-            traced = model.trace(rays[start : start + chunk].to(model.device))
+    with in_eval_mode(model):
+        for chunk in model.chunks(rays):
+            traced = model.trace(chunk)
             parts.append(
                 _Samples(
                     effective_weights(traced.weights, traced.background),
@@ -217,16 +217,6 @@ def _optimise(
             optimiser.step()
             schedule.step()
             progress.advance(task)
-
-
-@contextmanager
-def _in_eval_mode(model: JacobiNeRFModel) -> Iterator[None]:
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from jacobinerf_ns.annotation_store import AnnotationStore
 from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.eval_mode import in_eval_mode
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_rendering import LabelSnapshot, SurfacePool, Traced, prototype_responses, surface_points
 from jacobinerf_ns.model import JacobiNeRFModel
@@ -122,10 +123,8 @@ class LabelKeeper:
     def _render_seeds(self, annotations: Annotations) -> tuple[Prototypes, Tensor | None, SurfacePool | None]:
         config, count = annotations.view.propagation, len(annotations.labels)
         rays = self._seed_rays(annotations, self.store.folder)
-        training = self._model.training
-        self._model.eval()
-        try:
-            traces = [self._model.trace(chunk) for chunk in self._chunks(rays.rays)]
+        with in_eval_mode(self._model):
+            traces = [self._model.trace(chunk) for chunk in self._model.chunks(rays.rays)]
             seeds, hit = self._seeds(annotations, rays, traces)
             prototypes = select_prototypes(seeds, config)
             if config.refine > 0 and 0 < len(seeds.vectors) <= FEW_SEEDS:
@@ -136,8 +135,6 @@ class LabelKeeper:
                 scale = _own_responses(traces, seeds, hit, prototypes, config, count)
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
             return prototypes, scale, self._smoothing(prototypes, config, count) if smooths else None
-        finally:
-            self._model.train(training)
 
     def _seeds(self, annotations: Annotations, rays: SeedRays, traces: list[Traced]) -> tuple[Seeds, Tensor]:
         """Seeds that hit a surface, and which of the rays those are."""
@@ -152,13 +149,9 @@ class LabelKeeper:
         _check_surfaces(annotations, seeds, hit)
         return Seeds(*(part[hit] for part in seeds)), hit
 
-    def _chunks(self, rays: RayBundle) -> list[RayBundle]:
-        size = self._model.config.eval_num_rays_per_chunk
-        return [rays[start : start + size].to(self._model.device) for start in range(0, len(rays), size)]
-
     def _grown(self, seeds: Seeds, rays: RayBundle, hit: Tensor) -> Seeds:
         """Seeds averaged with what resembles them around them."""
-        near = self._chunks(rays_around(rays[hit.to(rays.origins.device)], REACH))
+        near = self._model.chunks(rays_around(rays[hit.to(rays.origins.device)], REACH))
         around = torch.cat([self._model.trace(chunk).jacobians for chunk in near])
         return seeds._replace(vectors=grow(seeds.vectors, around.view(len(seeds.vectors), -1, around.shape[1])))
 
@@ -166,7 +159,7 @@ class LabelKeeper:
         """Surface points of random training pixels, their Jacobians consistent between views; once per weights."""
         version = self._model.weights_version
         if self._surface_pixels is None or self._surface_pixels.version != version:
-            traces = [self._model.trace(chunk) for chunk in self._chunks(self._random_rays(POOL_RAYS))]
+            traces = [self._model.trace(chunk) for chunk in self._model.chunks(self._random_rays(POOL_RAYS))]
             points = torch.cat([surface_points(traced) for traced in traces])
             vectors = torch.cat([traced.jacobians for traced in traces])
             self._surface_pixels = _Surface(version, consistent_vectors(vectors, points), points)

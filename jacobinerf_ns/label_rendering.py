@@ -84,9 +84,6 @@ class LabelSnapshot:
 class LabelView(NamedTuple):
     """A view's labels as numbers."""
 
-    rgb: Float[Tensor, "height width 3"]
-    depth: Float[Tensor, "height width 1"]
-    """Along the ray, in scene units."""
     responses: Float[Tensor, "height width labels"]
     decision: Decision
     snapshot: LabelSnapshot
@@ -127,13 +124,20 @@ def prototype_responses(
     """
     if config.space == "2d" and config.response == "cosine":
         return jacobian.cosine_response(traced.jacobians, vectors)
-    channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
-    directions = vectors[:, : channels * hidden].reshape(-1, channels, hidden)
+    directions = rgb_directions(traced, vectors)
     if config.space == "2d" and not config.exact:
-        inner = jacobian.response(traced.jacobians[:, : channels * hidden], directions.flatten(1), config.step)
-        return inner.abs()
+        flat = directions.flatten(1)
+        return jacobian.response(traced.jacobians[:, : flat.shape[1]], flat, config.step).abs()
     parts = [_block_responses(traced, part, config) for part in directions.split(_BLOCK)]
     return torch.cat(parts, dim=-1) if parts else traced.weights.new_zeros(len(traced.weights), 0)
+
+
+def rgb_directions(
+    traced: Traced, vectors: Float[Tensor, "prototypes dims"]
+) -> Float[Tensor, "prototypes channels hidden"]:
+    """The part of prototypes that is of the RGB layer, as directions G of its weights."""
+    channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
+    return vectors[:, : channels * hidden].reshape(-1, channels, hidden)
 
 
 def _block_responses(

@@ -28,7 +28,7 @@ from jacobinerf_ns.label_rendering import (
     responses,
 )
 from jacobinerf_ns.lpips import LazyLpips
-from jacobinerf_ns.propagation import Decision, decide, decide_paper
+from jacobinerf_ns.propagation import decide, decide_view
 from jacobinerf_ns.shaping import ShapingConfig
 
 EMPTY_BATCHES = 8
@@ -152,8 +152,15 @@ class JacobiNeRFModel(NerfactoModel):
         found = responses(traced, snapshot)
         shown = pictures(rgb, found, decide(found, snapshot.config), snapshot)
         edited = edited_colour(self.trace, ray_bundle, traced, snapshot)
-        kept = {} if self._frame is None else {RESPONSES: found}
+        # The paper's rule is one of whole views, so what it needs goes along to where those are put together.
+        whole = self._frame is not None and snapshot.config.decision == "paper"
+        kept = {RESPONSES: found} if whole else {}
         return {**traced.outputs, **shown, "edited": edited, **kept}
+
+    def chunks(self, rays: RayBundle) -> list[RayBundle]:
+        """Flat rays in pieces that are traced at a time, on the model's device."""
+        size = self.config.eval_num_rays_per_chunk
+        return [rays[start : start + size].to(self.device) for start in range(0, len(rays), size)]
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -244,31 +251,25 @@ class JacobiNeRFModel(NerfactoModel):
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Outputs of a view, all of its chunks from one snapshot of the labels."""
-        outputs, snapshot = self._outputs_and_responses(camera_ray_bundle)
-        found = outputs.pop(RESPONSES, None)
-        if snapshot is not None and found is not None and snapshot.config.decision == "paper":
-            outputs.update(pictures(outputs["rgb"], found, decide_paper(found), snapshot))
-        return outputs
-
-    def _outputs_and_responses(self, view: RayBundle) -> tuple[dict[str, Tensor], LabelSnapshot | None]:
-        self._frame = self._current_snapshot()
+        self._frame = snapshot = self._current_snapshot()
         try:
-            return super().get_outputs_for_camera_ray_bundle(view), self._frame
+            outputs = super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
         finally:
             self._frame = None
+        found = outputs.pop(RESPONSES, None)
+        if snapshot is not None and found is not None:
+            outputs.update(pictures(outputs["rgb"], found, decide_view(found, snapshot.config), snapshot))
+        return outputs
 
     @torch.no_grad()
     def label_view(self, view: RayBundle) -> LabelView:
         """Labels of a view [height width] as numbers, the same that the outputs show. Errors: `UserError`, none."""
-        outputs, snapshot = self._outputs_and_responses(view)
-        if snapshot is None or RESPONSES not in outputs:
+        snapshot = self._current_snapshot()
+        if snapshot is None or not snapshot.labels:
             raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
-        found = outputs[RESPONSES]
-        if snapshot.config.decision == "paper":
-            decision = decide_paper(found)
-        else:
-            decision = Decision(*(part.view(found.shape[:2]) for part in decide(found.flatten(0, 1), snapshot.config)))
-        return LabelView(outputs["rgb"], outputs["depth"], found, decision, snapshot)
+        parts = [responses(self.trace(chunk), snapshot) for chunk in self.chunks(view.flatten())]
+        found = torch.cat(parts).view(*view.origins.shape[:2], -1)
+        return LabelView(found, decide_view(found, snapshot.config), snapshot)
 
     def get_rgb_and_jacobians(
         self, ray_bundle: RayBundle

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.base import write_json
+from jacobinerf_ns.files import write_json
 
 VERSION = 1
 REMEDY = "choose another --output-dir, or --overwrite"

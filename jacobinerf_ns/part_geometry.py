@@ -14,7 +14,7 @@ from plyfile import PlyData, PlyElement
 from scipy.spatial import KDTree
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.base import writing
+from jacobinerf_ns.files import writing
 
 NEIGHBOURS = 20
 """Points that a point's normal, and whether it is an outlier, are told by."""

@@ -196,8 +196,7 @@ def _rays(
 @torch.no_grad()
 def _query(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot) -> _Queried:
     parts = []
-    for start in range(0, len(rays), model.config.eval_num_rays_per_chunk):
-        chunk = rays[start : start + model.config.eval_num_rays_per_chunk].to(model.device)
+    for chunk in model.chunks(rays):
         traced = model.trace(chunk)
         solid = traced.outputs["accumulation"][:, 0] > SURFACE
         parts.append(_Queried(surface_points(traced), traced.outputs["rgb"], responses(traced, snapshot), solid))

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jacobinerf_ns.annotations import Label
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.base import label_file_names, writing
+from jacobinerf_ns.files import writing
+from jacobinerf_ns.label_formats.base import label_file_names
 from jacobinerf_ns.label_formats.coco import write_coco
 from jacobinerf_ns.label_formats.labelme import write_labelme
 from jacobinerf_ns.label_formats.png import LEGEND_NAME

@@ -10,7 +10,7 @@ Letters (those of `jacobian.py` apart):
 Everything here compares directions, so it serves Jacobians, teacher features and distilled features alike.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,7 +68,6 @@ class PropagationConfig:
 
 PAPER = PropagationConfig(prototypes="mean", response="raw", exact=True, decision="paper")
 """The released code: mean gradient of a label's clicks, exact perturbation, clipping, blur and absence rule."""
-PAPER_DENSE = replace(PAPER, prototypes="adaptive")
 JNERF_PLUS = PropagationConfig(refine=10, smooth=0.5)
 """Ours at its best: prototypes refined by the scene, responses smoothed over its surfaces."""
 
@@ -270,3 +269,11 @@ def decide_paper(responses: Float[Tensor, "height width labels"]) -> Decision:
     absent = (spread < PAPER_ABSENT_STD) & (mean < PAPER_ABSENT_MEAN)
     confidence, labels = torch.where(absent[:, None, None], 0.0, scaled).softmax(0).max(0)
     return Decision(labels + 1, confidence)
+
+
+def decide_view(responses: Float[Tensor, "height width labels"], config: PropagationConfig) -> Decision:
+    """Labels of a whole view, by whichever rule `config.decision` names."""
+    if config.decision == "paper":
+        return decide_paper(responses)
+    flat = decide(responses.flatten(0, 1), config)
+    return Decision(*(part.view(responses.shape[:2]) for part in flat))

@@ -10,9 +10,8 @@ from rich.table import Table
 from torch import Tensor
 
 from jacobinerf_ns.annotations import PALETTE
-from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluating import MEASURES, Report
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files import writing
 from jacobinerf_ns.label_maps import VOID_ID
 from jacobinerf_ns.pictures import Tile, write_sheet
 
@@ -67,14 +66,12 @@ def class_table(report: Report) -> Table:
 def write_report(report: Report, folder: Path, name: str) -> list[Path]:
     """Writes NAME.json, and NAME.png where views were kept. Errors: `UserError` for a folder that cannot be written."""
     written = [folder / f"{name}.json"]
-    try:
-        with atomic_write(written[0]) as temporary:
-            temporary.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-        if report.shown:
-            written.append(folder / f"{name}.png")
-            write_sheet(written[1], picture_rows(report))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --output-dir") from error
+    with writing(written[0], overwrite=True) as temporary:
+        temporary.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    if report.shown:
+        written.append(folder / f"{name}.png")
+        with writing(written[1], overwrite=True) as temporary:
+            write_sheet(temporary, picture_rows(report))
     return written
 
 

@@ -10,7 +10,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
 from jacobinerf_ns.errors import UserError, caught_outside
-from jacobinerf_ns.pipeline import ANNOTATIONS_NAME, JacobiNeRFPipeline
+from jacobinerf_ns.pipeline import ANNOTATIONS_NAME, JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import quiet_nerfstudio
 
@@ -25,6 +25,11 @@ class Run:
     """Where config.yml lies; what people make for this run is kept here."""
     step: int
     """Training step of the checkpoint."""
+
+
+def annotations_path(pipeline: JacobiNeRFPipelineConfig, config_path: Path) -> Path:
+    """A run's own annotation file; runs that are older than annotations do not name one."""
+    return getattr(pipeline, "annotations", None) or config_path.absolute().parent / ANNOTATIONS_NAME
 
 
 def open_run(
@@ -51,8 +56,7 @@ def open_run(
     def prepare(config: TrainerConfig) -> TrainerConfig:
         if not isinstance(config, JacobiNeRFTrainerConfig):
             raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
-        chosen = annotations or getattr(config.pipeline, "annotations", None) or config_path.parent / ANNOTATIONS_NAME
-        config.pipeline.annotations = chosen
+        config.pipeline.annotations = annotations or annotations_path(config.pipeline, config_path)
         if change is not None:
             change(config)
         return config

@@ -8,7 +8,7 @@ from nerfstudio.cameras.rays import RayBundle
 
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.annotations import Edit, Label
-from jacobinerf_ns.editing import edited_colour, sample_membership
+from jacobinerf_ns.editing import _sample_responses, edited_colour, membership
 from jacobinerf_ns.field import FieldTrace
 from jacobinerf_ns.label_rendering import LabelSnapshot, Traced
 from jacobinerf_ns.propagation import PropagationConfig, Prototypes
@@ -74,10 +74,10 @@ def test_what_is_seen_without_edits(rays):
 
 def test_samples_belong_to_what_they_resemble(rays):
     traced = look(rays)
-    membership = sample_membership(traced, snapshot(), 0)
+    mine = membership(_sample_responses(traced, snapshot()), 0, snapshot().config.threshold)
     wall = traced.trace.activations[..., 0] == 1
-    assert float(membership[wall].min()) > 0.99
-    assert float(membership[~wall].max()) < 0.01
+    assert float(mine[wall].min()) > 0.99
+    assert float(mine[~wall].max()) < 0.01
 
 
 def test_removing_the_front_shows_the_back(rays):

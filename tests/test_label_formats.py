@@ -13,8 +13,9 @@ from PIL import Image
 
 from jacobinerf_ns.annotations import Label
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import writing
 from jacobinerf_ns.label_formats import base
-from jacobinerf_ns.label_formats.base import ImageNames, inner_box, inside_pixel, label_file_names, writing
+from jacobinerf_ns.label_formats.base import ImageNames, inner_box, inside_pixel, label_file_names
 from jacobinerf_ns.label_formats.labelme import read_labelme, write_labelme
 from jacobinerf_ns.label_formats.png import (
     palette_colours,

@@ -5,8 +5,7 @@ of the image, so that pixel x reaches from x to x + 1. A label map holds one lab
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,6 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.annotations import MAX_ID, Colour, Label, Pixel
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files import atomic_write
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -65,26 +63,6 @@ class LabelSource:
     """The legend, empty where there is none. It knows more of a label of that name than the region may."""
     images: Iterable[LabelledImage]
     """Those that have regions; decoded while they are iterated."""
-
-
-@contextmanager
-def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """`atomic_write` that keeps what is there and says in one line why it cannot write. Errors: `UserError`."""
-    try:
-        if not overwrite and path.exists():
-            raise UserError(f"{path} is there already: choose another place, or ask to overwrite it")
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): choose a folder that may be written to and has room"
-        ) from error
-
-
-def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
-    """Writes a JSON file whole or not at all. Errors: `UserError`."""
-    with writing(path, overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
 
 
 def load_json(path: Path) -> Any:

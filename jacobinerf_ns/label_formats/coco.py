@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from jacobinerf_ns.annotations import Label
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import writing
 from jacobinerf_ns.label_formats.base import (
     FoundLabel,
     LabelledImage,
@@ -19,7 +20,6 @@ from jacobinerf_ns.label_formats.base import (
     check_label_map,
     inner_box,
     read_json,
-    writing,
 )
 from jacobinerf_ns.label_formats.outlines import outlines
 from jacobinerf_ns.label_formats.png import parse_colour

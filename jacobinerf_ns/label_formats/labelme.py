@@ -13,6 +13,7 @@ from PIL import Image
 
 from jacobinerf_ns.annotations import Label
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import write_json
 from jacobinerf_ns.label_formats.base import (
     FoundLabel,
     LabelledImage,
@@ -21,7 +22,6 @@ from jacobinerf_ns.label_formats.base import (
     inner_box,
     inside_pixel,
     read_json,
-    write_json,
 )
 from jacobinerf_ns.label_formats.coco import fill_polygons
 
