@@ -86,6 +86,32 @@ def add_edit(annotations: Annotations, edit: Edit) -> Annotations:
     return _changed(annotations, edits=(*annotations.edits, edit))
 
 
+def set_edit(annotations: Annotations, edit: Edit) -> Annotations:
+    """Puts an edit in the place of the label's one of that kind, or at the end."""
+    same = [
+        place for place, other in enumerate(annotations.edits) if (other.kind, other.label) == (edit.kind, edit.label)
+    ]
+    if not same:
+        return add_edit(annotations, edit)
+    return _changed(annotations, edits=(*annotations.edits[: same[0]], edit, *annotations.edits[same[0] + 1 :]))
+
+
+def remove_edits(annotations: Annotations, label_id: int) -> Annotations:
+    """Takes all edits of a label away."""
+    return _changed(annotations, edits=tuple(edit for edit in annotations.edits if edit.label != label_id))
+
+
+def remove_seeds(annotations: Annotations, label_id: int) -> Annotations:
+    """Takes all seeds of a label away; the label stays."""
+    return _changed(annotations, seeds=tuple(seed for seed in annotations.seeds if seed.label != label_id))
+
+
+def discard_seed(annotations: Annotations, seed: Seed) -> Annotations:
+    """Takes the last seed that is equal to this one away; none is no error."""
+    places = [place for place, other in enumerate(annotations.seeds) if other == seed]
+    return remove_seed(annotations, places[-1]) if places else annotations
+
+
 def remove_edit(annotations: Annotations, index: int) -> Annotations:
     """Takes the edit at a position of `annotations.edits` away; negative positions count from the end."""
     return _changed(annotations, edits=_without(annotations.edits, index, "edit"))

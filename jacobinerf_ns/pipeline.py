@@ -8,8 +8,6 @@ from typing import Any, Literal
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.viewer.viewer import Viewer
-from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
@@ -21,16 +19,12 @@ from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConf
 from jacobinerf_ns.errors import at_the_door, one_line_exit
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.panel.panel import Panel
 from jacobinerf_ns.seeds import SeedRays, seed_rays
 from jacobinerf_ns.world import WorldFrame
 
-ANNOTATIONS_NAME = "annotations.json"
-"""The run's own annotation file, beside its config.yml."""
 MASK_SEEDS = 512
 """Pixels rendered of a scribble, box or mask."""
-CPU_VIEWER_RESOLUTION = 64
-"""Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512, training
-would stand still for minutes after every move of the camera."""
 
 
 @dataclass
@@ -50,14 +44,6 @@ class JacobiNeRFPipelineConfig(VanillaPipelineConfig):
         """Builds the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
         with one_line_exit():
             return super().setup(**kwargs)
-
-
-class FrameLimit(ViewerControl):
-    """Starts the viewer with frames that a CPU can render; its `Max res` slider raises it again."""
-
-    def _setup(self, viewer: Viewer) -> None:
-        super()._setup(viewer)
-        viewer.control_panel._max_res.value = CPU_VIEWER_RESOLUTION
 
 
 class JacobiNeRFPipeline(VanillaPipeline):
@@ -82,16 +68,21 @@ class JacobiNeRFPipeline(VanillaPipeline):
             self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
         self.labels: LabelKeeper | None = None
         if config.annotations is not None:
-            self.labels = self.keep_labels(AnnotationStore(config.annotations))
-            self.model.label_source = self.labels
-        if self.device.type == "cpu":
-            self.frame_limit = FrameLimit()
+            self.show_labels(config.annotations)
+        # The viewer looks for its panels among a pipeline's attributes.
+        self.panel = Panel(self)
 
     @property
     def world(self) -> WorldFrame:
         """The capture's own frame, which annotations are in, against the scene's."""
         outputs = self.datamanager.train_dataparser_outputs
         return WorldFrame(outputs.dataparser_transform, outputs.dataparser_scale)
+
+    def show_labels(self, path: Path) -> LabelKeeper:
+        """Shows the labels of an annotation file from now on. Errors: `UserError`, the file is damaged."""
+        self.labels = self.keep_labels(AnnotationStore(path))
+        self.model.label_source = self.labels
+        return self.labels
 
     def keep_labels(self, store: AnnotationStore | FixedAnnotations) -> LabelKeeper:
         """A keeper of this pipeline's labels; what the model shows is its `label_source`."""

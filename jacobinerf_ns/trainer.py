@@ -11,8 +11,9 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns import checkpoints
+from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.pipeline import ANNOTATIONS_NAME, JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 

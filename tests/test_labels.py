@@ -12,12 +12,14 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.annotation_store import AnnotationStore, read_annotations, write_annotations
 from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import FixedAnnotations, rays_around
+from jacobinerf_ns.label_keeper import FixedAnnotations
 from jacobinerf_ns.label_rendering import LabelSnapshot, prototype_responses, responses
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
 from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.seed_traces import rays_around
 from jacobinerf_ns.seeds import world_click
+from jacobinerf_ns.traces import Piece
 
 LABELS = (Label(id=7, name="Left wall", colour=(255, 0, 0)), Label(id=300, name="depth chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18
@@ -122,7 +124,7 @@ def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline)
     rays = view(pipeline).flatten()
     with torch.no_grad():
         traced = pipeline.model.trace(rays)
-        found = prototype_responses(traced, snapshot.prototypes.vectors, snapshot.config)
+        found = prototype_responses(Piece(traced), snapshot.prototypes.vectors, snapshot.config)
         layer = pipeline.model.field.mlp_head.rgb_layer
         original = layer.weight.clone()
         for k, vector in enumerate(snapshot.prototypes.vectors):
@@ -352,7 +354,7 @@ def test_boxes_vote_and_presets_are_known(pipeline):
 def test_responses_without_prototypes_are_zero(pipeline):
     nothing = Prototypes(torch.zeros(0, 48), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
     traced = pipeline.model.trace(view(pipeline).flatten())
-    assert float(responses(traced, LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
+    assert float(responses(Piece(traced), LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
 
 
 def test_annotation_file_of_a_run_starts_empty(trained):
