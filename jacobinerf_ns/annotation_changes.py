@@ -20,6 +20,7 @@ from jacobinerf_ns.annotations import (
     plain_errors,
 )
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.propagation import PropagationConfig
 
 Item = TypeVar("Item", Label, Seed, Edit)
 
@@ -165,9 +166,9 @@ def carry_over(current: Annotations, old: Annotations, new: Annotations) -> Anno
     """
     if current == old:
         return new
-    view = {
-        name: getattr(new.view if getattr(new.view, name) != value else current.view, name) for name, value in old.view
-    }
+    view = _carry_fields(dict(current.view), dict(old.view), dict(new.view))
+    parts = (vars(annotations.view.propagation) for annotations in (current, old, new))
+    view["propagation"] = PropagationConfig(**_carry_fields(*parts))
     return _changed(
         current,
         labels=_carry_items(current.labels, old.labels, new.labels),
@@ -187,6 +188,10 @@ def next_id(taken: Iterable[int]) -> int:
     if free is None:
         raise UserError(f"all {MAX_ID} label ids are in use: remove a label first")
     return free
+
+
+def _carry_fields(current: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {name: new[name] if new[name] != value else current[name] for name, value in old.items()}
 
 
 def _carry_items(current: Sequence[Item], old: Sequence[Item], new: Sequence[Item]) -> tuple[Item, ...]:

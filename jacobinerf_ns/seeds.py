@@ -134,8 +134,8 @@ def world_box(
     lengths = np.linalg.norm(rays, axis=1, keepdims=True)
     corners = frame.directions_to_world(torch.from_numpy(rays)).numpy() * lengths
     origin = frame.points_to_world(torch.tensor([list(position)], dtype=torch.float64))[0]
-    return SpaceBox(
-        label=label, negative=negative, origin=tuple(origin.tolist()), corners=tuple(tuple(c) for c in corners.tolist())
+    return SpaceBox.model_validate(
+        {"label": label, "negative": negative, "origin": origin.tolist(), "corners": corners.tolist()}
     )
 
 

@@ -87,7 +87,7 @@ class Piece:
     def neighbours(self, tree: KDTree, count: int) -> Int[Tensor, "rays neighbours"]:
         """The nearest points of a tree; found once, since they do not depend on labels."""
         if self._near is None or self._near[0] is not tree:
-            _, indices = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))
+            _, indices = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
             self._near = (tree, torch.from_numpy(indices))
         return self._near[1]
 

@@ -83,7 +83,9 @@ def _stamp(path: Path) -> int | None:
 
 def _end_with_parent() -> None:
     """Waits until the pipe from the viewer closes, which it does however the viewer ends."""
-    sys.stdin.buffer.read()
+    # Not through a buffered file: Python cannot end while a thread waits in one.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     os._exit(1)
 
 

@@ -40,7 +40,8 @@ class Marks:
         x, y, z = (part * VISER_NERFSTUDIO_SCALE_RATIO for part in mark.point)
         size, scene = RADIUS * VISER_NERFSTUDIO_SCALE_RATIO, self._server.scene
         if mark.seed.negative:
-            return scene.add_box(name, color=colour, dimensions=(1.6 * size,) * 3, position=(x, y, z))
+            side = 1.6 * size
+            return scene.add_box(name, color=colour, dimensions=(side, side, side), position=(x, y, z))
         return scene.add_icosphere(name, radius=size, color=colour, subdivisions=2, position=(x, y, z))
 
 

@@ -45,7 +45,7 @@ class Panel(ViewerControl):
 
     def __init__(self, pipeline: JacobiNeRFPipeline) -> None:
         self._pipeline = pipeline
-        self._ready = False
+        self._problem: str | None = None
 
     def _setup(self, viewer: nerfstudio_viewer.Viewer) -> None:
         """Called by the viewer at the end of its own construction."""
@@ -64,7 +64,6 @@ class Panel(ViewerControl):
         nerfstudio_viewer.RenderStateMachine = partial(  # pyright: ignore[reportAttributeAccessIssue]
             SteadyRenderer, screen=self.screen, failed=self._render_failed
         )
-        self._ready = True
         self._refresh()
         self._worker.start()
 
@@ -210,9 +209,9 @@ class Panel(ViewerControl):
         self._report = report
         self._marks.show(report.snapshot)
         annotations = self.annotations
+        self._say_problem()
         self.clicks.looked(annotations, report)
         self._refresh()
-        self._say_problem()
 
     def _idle(self) -> None:
         self.files.look()
@@ -225,13 +224,19 @@ class Panel(ViewerControl):
     def _say_problem(self) -> None:
         keeper = self._pipeline.labels
         problem = self._store.problem or (None if keeper is None else keeper.problem)
-        if problem is not None:
+        if problem is not None and problem != self._problem:
             self.say(f"⚠ {texts.plain(problem)}")
+        # Once: what is said next should not be talked over.
+        self._problem = problem
 
     def _failed(self, error: Exception) -> None:
         """A task of the panel ended in an error: users' own are said, ours are said and printed."""
         if isinstance(error, UserError):
             self.say(f"⚠ {error}")
+            return
+        if isinstance(error, RuntimeError) and "after shutdown" in str(error):
+            # The viewer was closed, as at the end of training; viser tells nobody.
+            self._worker.stop()
             return
         self.say(f"⚠ That did not work ({texts.plain(repr(error))}). What was saved is as it was.")
         CONSOLE.print("".join(traceback.format_exception(error)), markup=False, highlight=False)

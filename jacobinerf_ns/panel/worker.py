@@ -30,6 +30,10 @@ class Worker:
         self._running = True
         threading.Thread(target=self._loop, name="jacobinerf panel", daemon=True).start()
 
+    def stop(self) -> None:
+        """Ends the thread after its present task."""
+        self._running = False
+
     def post(self, run: Callable[[], None], key: Hashable = None, delay: float = 0.0) -> None:
         """Adds a task, and returns at once.
 
