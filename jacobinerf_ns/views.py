@@ -16,6 +16,8 @@ from jacobinerf_ns.traces import Piece
 KEPT_BYTES = 3 << 30
 """Memory of all kept views together. Vectors of 320x240 rays take 0.3 GB in `jacobinerf-lite`, their samples, which
 only edits and the paper's responses need, 2 GB."""
+DEVICE_SHARE = 4
+"""One part in so many of a GPU's free memory is the most that kept views take there."""
 KEPT_VIEWS = 8
 """Views that are kept: the large and the small frame of a few browser tabs."""
 
@@ -110,6 +112,14 @@ class Screen:
 
 SCREEN: ContextVar[Screen | None] = ContextVar("screen", default=None)
 """The screen that this thread renders for; none in commands and in evaluation."""
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Memory for kept views on a device, in bytes: never so much of a GPU that training would miss it."""
+    if device.type == "cpu":
+        return KEPT_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(KEPT_BYTES, free // DEVICE_SHARE)
 
 
 def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapshot) -> Mapping[int, float]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from nerfstudio.utils.eval_utils import eval_setup
 from tiny import start, tiny_capture, tiny_config
 
+from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotation_store import AnnotationStore, read_annotations, write_annotations
 from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.errors import UserError
@@ -240,6 +241,38 @@ def test_seeds_are_rendered_once_until_seeds_or_weights_change(pipeline, tmp_pat
     write_annotations(path, Annotations(labels=LABELS, seeds=(click(pipeline, 7, (1, 1)),)))
     assert len(keeper().prototypes.vectors) == 1  # another program changed the file
     assert len(traces) == 3
+
+
+def test_a_further_click_costs_one_ray_and_an_undo_none(pipeline, tmp_path, monkeypatch):
+    store = AnnotationStore(tmp_path / "annotations.json")
+    store.change(Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline))))
+    keeper, rays, trace = pipeline.keep_labels(store), [], pipeline.model.trace
+    monkeypatch.setattr(pipeline.model, "trace", lambda bundle: rays.append(len(bundle)) or trace(bundle))
+    first = keeper()
+    store.change(lambda now: changes.add_seed(now, click(pipeline, 7, (20, 5))))
+    both = keeper()
+    store.undo()
+    again = keeper()
+    assert rays == [2, 1]
+    assert torch.equal(again.prototypes.vectors, first.prototypes.vectors)
+    assert torch.equal(both.prototypes.vectors[:2], first.prototypes.vectors)
+    # Those of a fresh start, which renders them all at once.
+    fresh = pipeline.keep_labels(
+        FixedAnnotations(changes.add_seed(store.snapshot()[1], click(pipeline, 7, (20, 5))), Path())
+    )
+    assert torch.allclose(fresh.current().prototypes.vectors, both.prototypes.vectors, atol=1e-6)
+
+
+def test_marks_are_where_seeds_hit(pipeline):
+    snapshot = show(pipeline, two_clicks(pipeline))
+    cameras = pipeline.datamanager.train_dataset.cameras
+    for mark, (row, col) in zip(snapshot.marks, ((4, 3), (14, 18)), strict=True):
+        ray = cameras.generate_rays(camera_indices=torch.tensor([[0]]), coords=torch.tensor([[row + 0.5, col + 0.5]]))
+        depth = pipeline.model.trace(ray).outputs["depth"][0]
+        expected = ray.origins[0] + ray.directions[0] * depth
+        assert mark.hit
+        assert torch.allclose(torch.tensor(mark.point), expected, atol=1e-5)
+    assert [mark.seed.label for mark in snapshot.marks] == [7, 300]
 
 
 def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
