@@ -1,5 +1,6 @@
 """Labels on a trained field: what model, keeper and edits show, against slow ways to the same pictures."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,7 +292,7 @@ def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
     assert "JSON" in keeper.problem
 
 
-def test_a_run_finds_the_annotations_beside_its_config(trained):
+def test_a_run_finds_the_annotations_beside_its_config(trained, monkeypatch):
     pipeline, folder = trained
     pipeline.eval()
     path = folder / "annotations.json"
@@ -310,9 +311,13 @@ def test_a_run_finds_the_annotations_beside_its_config(trained):
         assert keeper is not None
         with pytest.raises(UserError, match=r"no\.png"):
             keeper.current()
-        with pytest.raises(SystemExit) as stopped:  # ns-render, ns-viewer: before the first frame, in one line
+        with pytest.raises(SystemExit) as stopped:  # ns-render: before the first frame, in one line
             eval_setup(folder / "config.yml")
         assert stopped.value.code == 2
+        monkeypatch.setattr(sys, "argv", ["/somewhere/ns-viewer"])  # there it can be mended
+        keeper = eval_setup(folder / "config.yml")[1].labels
+        keeper()
+        assert "no.png" in keeper.problem
     finally:
         path.unlink()
     with pytest.raises(UserError, match="no such file"):
