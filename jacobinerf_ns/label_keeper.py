@@ -143,7 +143,9 @@ class LabelKeeper:
             hits = [trace.hit if self.needs_surface else torch.ones_like(trace.hit) for trace in traces]
             seeds = _seeds(annotations, traces, hits, self._model.device)
             prototypes = select_prototypes(seeds, config)
-            if config.refine > 0 and 0 < len(seeds.vectors) <= FEW_SEEDS:
+            # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
+            several = len(seeds.labels[seeds.positive].unique()) > 1
+            if config.refine > 0 and several and len(seeds.vectors) <= FEW_SEEDS:
                 around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
                 grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
                 starts = [select_prototypes(grown, config), prototypes]

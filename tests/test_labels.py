@@ -397,3 +397,13 @@ def test_responses_without_prototypes_are_zero(pipeline):
 
 def test_annotation_file_of_a_run_starts_empty(trained):
     assert read_annotations(trained[1] / "annotations.json") == Annotations()
+
+
+def test_one_label_alone_is_not_refined_away(pipeline):
+    alone = [click(pipeline, 7, (3, 4))]
+    plain = show(pipeline, alone).prototypes
+    assert torch.equal(show(pipeline, alone, refine=JNERF_PLUS.refine).prototypes.vectors, plain.vectors)
+    both = show(pipeline, two_clicks(pipeline)).prototypes
+    assert not torch.equal(
+        show(pipeline, two_clicks(pipeline), refine=JNERF_PLUS.refine).prototypes.vectors, both.vectors
+    )
