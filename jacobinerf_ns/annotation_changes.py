@@ -8,18 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from jacobinerf_ns.annotations import (
-    MAX_ID,
-    PALETTE,
-    Annotations,
-    Colour,
-    Edit,
-    Label,
-    Seed,
-    ViewSettings,
-    plain_errors,
-)
+from jacobinerf_ns.annotations import MAX_ID, PALETTE, Annotations, Colour, Edit, Label, Seed, ViewSettings
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.plain_errors import plain_errors
 from jacobinerf_ns.propagation import PropagationConfig
 
 Item = TypeVar("Item", Label, Seed, Edit)

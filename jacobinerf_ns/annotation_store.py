@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jacobinerf_ns.annotation_changes import carry_over
-from jacobinerf_ns.annotations import VERSION, Annotations, plain_errors
+from jacobinerf_ns.annotations import VERSION, Annotations
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.plain_errors import plain_errors
 
 ANNOTATIONS_NAME = "annotations.json"
 """A run's own annotation file, beside its config.yml."""

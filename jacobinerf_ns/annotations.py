@@ -9,8 +9,6 @@ centring or scale settings. Colours are 0..255.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -20,12 +18,10 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.propagation import PropagationConfig
 
 VERSION = 1
@@ -264,36 +260,6 @@ class Annotations(Part):
     def seeds_of(self, label_id: int) -> tuple[Seed, ...]:
         """The label's seeds, positive and negative, in the order of their making."""
         return tuple(seed for seed in self.seeds if seed.label == label_id)
-
-
-@contextmanager
-def plain_errors(source: str = "") -> Iterator[None]:
-    """Turns what pydantic finds wrong into one `UserError`: `source`, where in it, what was expected and found."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        parts = (source, _place(first["loc"]), _reason(first))
-        raise UserError(": ".join(part for part in parts if part)) from error
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """`seeds[3].pixel`: the way to an entry; pydantic's also names the kind of a seed, which is no key of the file."""
-    if location[:1] == ("seeds",):
-        location = (*location[:2], *location[3:])
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "missing":
-        return "this entry is missing"
-    if error["type"] == "extra_forbidden":
-        return "unknown entry"
-    found = repr(error["input"])
-    message = error["msg"].replace("Input should be", "expected")
-    return f"{message}, found {found if len(found) <= 80 else found[:77] + '...'}"
 
 
 def _check_inside(seed: InImage, pixels: tuple[Pixel, ...] | list[Pixel]) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jacobinerf_ns import photo_files
 from jacobinerf_ns.annotation_changes import label_named
 from jacobinerf_ns.annotation_store import read_annotations
-from jacobinerf_ns.annotations import Annotations, Label, Mask, ViewSettings, plain_errors
+from jacobinerf_ns.annotations import Annotations, Label, Mask, ViewSettings
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.label_formats.png import LEGEND_NAME, write_index_png, write_legend
 from jacobinerf_ns.label_keeper import FixedAnnotations
@@ -24,6 +24,7 @@ from jacobinerf_ns.output_folder import claim_folder
 from jacobinerf_ns.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
 from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.plain_errors import plain_errors
 from jacobinerf_ns.runs import Run, open_run
 from jacobinerf_ns.seed_pixels import to_camera
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig

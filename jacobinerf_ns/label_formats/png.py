@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from jacobinerf_ns.annotations import PALETTE, Colour, Label, plain_errors
+from jacobinerf_ns.annotations import PALETTE, Colour, Label
 from jacobinerf_ns.files import write_json, writing
 from jacobinerf_ns.label_formats.base import FoundLabel, check_label_map, read_json
 from jacobinerf_ns.label_maps import VOID_ID, read_classes
+from jacobinerf_ns.plain_errors import plain_errors
 
 LEGEND_NAME = "classes.json"
 
