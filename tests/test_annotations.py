@@ -15,9 +15,9 @@ from jacobinerf_ns.annotations import (
     Scribble,
     SpaceClick,
     ViewSettings,
-    plain_errors,
 )
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.plain_errors import plain_errors
 from jacobinerf_ns.propagation import PropagationConfig
 
 IMAGE = {"image": "0003.png", "width": 24, "height": 18}
