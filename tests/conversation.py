@@ -27,6 +27,8 @@ class Conversation:
     def forget(self) -> None:
         """The page was loaded anew, or has lost its server."""
         self.elements: dict[str, dict[str, Any]] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}
+        """Meshes in the scene, by name."""
         self.camera: dict[str, Any] = {}
         self.pointer: str | None = None
         self._picture = b""
@@ -78,6 +80,10 @@ class Conversation:
                 self.elements.pop(message["id"], None)
             elif kind.startswith("GuiAdd"):
                 self.elements[message["id"]] = message
+            elif kind == "MeshMessage":
+                self.nodes[message["name"]] = message
+            elif kind == "RemoveSceneNodeMessage":
+                self.nodes.pop(message["name"], None)
             elif kind == "ScenePointerEnableMessage":
                 self.pointer = message["event_type"] if message["enable"] else None
 

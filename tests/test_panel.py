@@ -34,6 +34,10 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     return found
 
 
+def assert_comes(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
 class Stage:
     """A worker whose tasks write down what they did."""
 
@@ -61,7 +65,7 @@ def test_tasks_are_done_in_order_and_errors_end_only_their_own():
 
 def test_of_tasks_with_one_key_the_newest_that_waits_is_done():
     stage, gate = Stage(), threading.Event()
-    stage.worker.post(lambda: gate.wait(10) and None)
+    stage.worker.post(lambda: assert_comes(gate))
     for number in range(5):
         stage.post(f"slider {number}", key="slider")
     assert stage.worker.waits("slider")

@@ -125,6 +125,32 @@ class Commands:
         """No longer waits for clicks."""
         self.viewer.viser_server.scene.remove_pointer_callback()
 
+    def queried(self) -> int:
+        """Rays that the field was asked for to draw frames, in all tabs, ever."""
+        return self.viewer.pipeline.panel.screen.queried
+
+    def fail_once(self) -> None:
+        """Makes the model fail the next time that it is asked for anything."""
+        model = self.viewer.pipeline.model
+
+        def fail(*_: Any) -> None:
+            del model.trace
+            raise RuntimeError("asked to fail")
+
+        model.trace = fail
+
+    def far_plane(self, distance: float) -> float:
+        """Lets rays end there (scene units), and returns where they ended before: what is beyond is not hit."""
+        collider = self.viewer.pipeline.model.collider
+        before, collider.far_plane = collider.far_plane, distance
+        # Not a thing that changes while people look: kept views know nothing of it.
+        self.viewer.pipeline.model.loads += 1
+        return before
+
+    def train_cameras_shown(self) -> bool:
+        """Whether the pictures of the training cameras are drawn; a click on one moves the view there."""
+        return any(handle.visible for handle in self.viewer.camera_handles.values())
+
     def step(self) -> int:
         """Training step of the weights."""
         return int(self.viewer.step)

@@ -14,6 +14,7 @@ from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotations import Annotations, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.controls import add_button_group
 from jacobinerf_ns.seeds import world_box, world_click
 from jacobinerf_ns.views import ViewReport
 
@@ -42,7 +43,7 @@ class ClickSection:
         ]
         self._stop = gui.add_button("Stop", color="red", visible=False, hint="Moves the camera again.")
         self._sticky = gui.add_checkbox("Keep clicking", False, hint="Await one click after the other, until Stop.")
-        history = gui.add_button_group("Seeds", ("Undo", "Redo", "Clear"))
+        history = add_button_group(gui, "Seeds", ("Undo", "Redo", "Clear"))
         self._buttons[0].on_click(lambda _: panel.do(lambda: self.arm("click", False)))
         self._buttons[1].on_click(lambda _: panel.do(lambda: self.arm("click", True)))
         self._buttons[2].on_click(lambda _: panel.do(lambda: self.arm("rect-select", False)))

@@ -10,6 +10,7 @@ from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotations import Annotations, Edit
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.controls import add_button_group
 
 if TYPE_CHECKING:
     from jacobinerf_ns.panel.panel import Panel
@@ -26,7 +27,7 @@ class EditSection:
         default = Edit(kind="recolour", label=1)
         self._colour = gui.add_rgb("New colour", default.colour, hint="That recolouring pulls towards.")
         self._strength = gui.add_slider("Strength", 0.0, 1.0, 0.05, default.strength, hint="0 is no change.")
-        self._kinds = gui.add_button_group("Edit", (*KINDS, NONE))
+        self._kinds = add_button_group(gui, "Edit", (*KINDS, NONE))
         self._list = gui.add_markdown("")
         self._kinds.on_click(lambda event: panel.do(lambda: self.edit(event.target.value)))
         panel.on_user_update(self._colour, self.adjust)
@@ -54,6 +55,9 @@ class EditSection:
             return
         if not self._panel.has_seeds():
             raise UserError(f"click on **{texts.plain(label.name)}** first: an edit changes what its clicks select")
+        if choice != "Recolour":
+            # A thing is gone or alone, whatever was left of a colour; the slider can still say otherwise.
+            self._strength.value = 1.0
         self._panel.change(lambda now: changes.set_edit(now, self._made(KINDS[choice], label.id)))
         self._panel.show_output("edited")
         self._panel.say(f"{choice}: **{texts.plain(label.name)}**. **None** takes it back.")

@@ -25,7 +25,7 @@ from jacobinerf_ns.panel.marks import Marks
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.show_section import ShowSection
 from jacobinerf_ns.panel.worker import Worker
-from jacobinerf_ns.views import KeptViews, Screen, ViewReport
+from jacobinerf_ns.views import KeptViews, Screen, ViewReport, kept_bytes
 from jacobinerf_ns.world import WorldFrame
 
 if TYPE_CHECKING:
@@ -53,19 +53,30 @@ class Panel(ViewerControl):
         run = Path(viewer.log_filename).absolute().parent
         self._store = self._own_store(run)
         self._report, self._revision = ViewReport(None, {}, 0), -1
-        self.screen = Screen(KeptViews(), self._is_shown, self._seen)
+        self.screen = Screen(KeptViews(kept_bytes(self._pipeline.device)), self._is_shown, self._seen)
         self._worker = Worker(self._failed, self._idle)
         self._build(run)
         self._marks = Marks(self.viser_server)
         if self._pipeline.device.type == "cpu":
             size = CPU_RESOLUTION if viewer.trainer is None else CPU_TRAINING_RESOLUTION
             viewer.control_panel._max_res.value = size
+        self._renderer = partial(SteadyRenderer, screen=self.screen, failed=self._render_failed)
         # The viewer makes a render thread for each tab by this name, and offers no other way to make them its own.
-        nerfstudio_viewer.RenderStateMachine = partial(  # pyright: ignore[reportAttributeAccessIssue]
-            SteadyRenderer, screen=self.screen, failed=self._render_failed
-        )
+        nerfstudio_viewer.RenderStateMachine = self._renderer  # pyright: ignore[reportAttributeAccessIssue]
+        self._take_over()
         self._refresh()
         self._worker.start()
+
+    def _take_over(self) -> None:
+        """Gives tabs that came before the panel was built, as those of an earlier viewer do, our render thread."""
+        renderers = self.viewer.render_statemachines
+        for number, renderer in list(renderers.items()):
+            if renderer.is_alive() and not isinstance(renderer, SteadyRenderer):
+                renderer.running = False
+                ratio = nerfstudio_viewer.VISER_NERFSTUDIO_SCALE_RATIO
+                ours = renderers[number] = self._renderer(self.viewer, ratio, renderer.client)
+                ours.start()
+                ours.refresh()
 
     def _own_store(self, run: Path) -> AnnotationStore:
         keeper = self._pipeline.labels
@@ -214,6 +225,7 @@ class Panel(ViewerControl):
         self._refresh()
 
     def _idle(self) -> None:
+        self._take_over()
         self.files.look()
         revision, _ = self._store.snapshot()
         if revision != self._revision:
@@ -239,7 +251,7 @@ class Panel(ViewerControl):
             self._worker.stop()
             return
         self.say(f"⚠ That did not work ({texts.plain(repr(error))}). What was saved is as it was.")
-        CONSOLE.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+        CONSOLE.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
 
     def _render_failed(self, error: Exception) -> None:
         self.do(partial(self._failed, error))

@@ -4,7 +4,7 @@ an error costs a frame and not the thread, and small frames are as small as the 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,13 @@ class _Shown(NamedTuple):
 
     pose: Tensor
     rest: tuple
+    """Lens, size and crop box."""
+    version: Hashable
+    """Of the weights."""
+
+    def same_view(self, other: "_Shown") -> bool:
+        """Whether both look at the same, whatever the weights are."""
+        return self.rest == other.rest and torch.equal(self.pose, other.pose)
 
 
 class SteadyRenderer(RenderStateMachine):
@@ -51,8 +58,14 @@ class SteadyRenderer(RenderStateMachine):
 
         Nerfstudio would show a small frame first, and the large one half a second later.
         """
-        if action.action in ("move", "rerender") and self.state == "high" and self._is_shown(action.camera_state):
-            action = RenderAction("step", action.camera_state)
+        if self.state == "high" and self._shown is not None:
+            now = self._key(action.camera_state)
+            same = now.same_view(self._shown)
+            if action.action in ("move", "rerender") and same and now.version == self._shown.version:
+                action = RenderAction("step", action.camera_state)
+            elif action.action == "static" and not same:
+                # The thread can miss a movement that comes while it takes the one before.
+                action = RenderAction("move", action.camera_state)
         super().action(action)
 
     def refresh(self) -> None:
@@ -75,6 +88,8 @@ class SteadyRenderer(RenderStateMachine):
             raise
         except Exception as error:
             self.failed(error)
+            if large:
+                self._shown = begun._replace(version=None)
             raise IOChangeException from error
         queried, seconds = self.screen.queried - before, time.monotonic() - start
         if queried >= outputs["rgb"][..., 0].numel():
@@ -106,12 +121,6 @@ class SteadyRenderer(RenderStateMachine):
         width = int(height * aspect_ratio)
         return (height, width) if width <= largest else (max(1, int(largest / aspect_ratio)), largest)
 
-    def _is_shown(self, camera_state: CameraState) -> bool:
-        if self._shown is None:
-            return False
-        now = self._key(camera_state)
-        return now.rest == self._shown.rest and torch.equal(now.pose, self._shown.pose)
-
     def _key(self, camera_state: CameraState) -> _Shown:
         controls = self.viewer.control_panel
         crop = None
@@ -119,5 +128,4 @@ class SteadyRenderer(RenderStateMachine):
             box = controls.crop_obb
             crop = (*box.R.flatten().tolist(), *box.T.tolist(), *box.S.tolist(), controls.background_color)
         lens = (camera_state.fov, camera_state.aspect, camera_state.camera_type, camera_state.time)
-        version = getattr(self.viewer.pipeline.model, "weights_version", None)
-        return _Shown(camera_state.c2w, (*lens, controls.max_res, crop, version))
+        return _Shown(camera_state.c2w, (*lens, controls.max_res, crop), self.viewer.pipeline.model.weights_version)

@@ -70,7 +70,6 @@ class ShowSection:
         self._panel.set_quietly(self._refine, config.refine > 0)
         names = {output: name for name, output in OUTPUTS.items()}
         self._panel.set_quietly(self.shown, names.get(self._controls.output_render, OTHER))
-        self._propagate.disabled = not annotations.seeds
 
     def set(self, **settings: Any) -> None:
         """Changes settings of propagation."""
