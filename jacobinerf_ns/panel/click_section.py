@@ -106,6 +106,11 @@ class ClickSection:
             self._server.scene.remove_pointer_callback()
             self._show_idle()
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is not known yet what the last click met."""
+        return self._awaited is not None
+
     def looked(self, annotations: Annotations, report: ViewReport) -> None:
         """Says what the last click met; one that met nothing is taken out again."""
         seed = self._awaited

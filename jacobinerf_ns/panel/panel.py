@@ -196,6 +196,9 @@ class Panel(ViewerControl):
 
     def _changed(self) -> None:
         self._refresh()
+        self._ask_for_frames()
+
+    def _ask_for_frames(self) -> None:
         for renderer in list(self.viewer.render_statemachines.values()):
             if isinstance(renderer, SteadyRenderer):
                 renderer.refresh()
@@ -231,6 +234,9 @@ class Panel(ViewerControl):
         if revision != self._revision:
             # Another program changed the file.
             self._changed()
+        elif self.clicks.waits:
+            # A frame may get lost, in a tab that is closed or a thread that is interrupted; an answer must not.
+            self._ask_for_frames()
         self._say_problem()
 
     def _say_problem(self) -> None:
