@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -12,6 +12,7 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.annotated_scores import annotated_scores
@@ -19,6 +20,7 @@ from jacobinerf_ns.annotation_store import AnnotationStore
 from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
+from jacobinerf_ns.gathering import rank_zero_first
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.seeds import SeedRays, seed_rays
@@ -76,16 +78,23 @@ class JacobiNeRFPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: GradScaler | None = None,
     ) -> None:
-        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        trains = self._trains = test_mode == "val"
-        if trains and self.model.config.shaping.active:
-            self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
+        # Downscaled images and features are made once; nerfstudio's own wrapping for many processes wants GPUs.
+        with rank_zero_first():
+            super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
+            trains = self._trains = test_mode == "val"
+            if trains and self.model.config.shaping.active:
+                self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
         self.labels: LabelKeeper | None = None
         if config.annotations is not None:
             self.labels = self.keep_labels(AnnotationStore(config.annotations))
             self.model.label_source = self.labels
         if self.device.type == "cpu":
             self.frame_limit = FrameLimit()
+        self.world_size = world_size
+        if world_size > 1:
+            places = None if self.device.type == "cpu" else [local_rank]
+            shared = DistributedDataParallel(self.model, device_ids=places, find_unused_parameters=True)
+            self._model = cast(JacobiNeRFModel, shared)
 
     @property
     def world(self) -> WorldFrame:
