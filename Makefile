@@ -33,6 +33,7 @@ install-test: .venv/installed-test
 	@touch $@
 
 .venv/installed-test: .venv/installed
+	sh scripts/system_libraries.sh tests
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[test]'
 	@touch $@
 

@@ -37,6 +37,7 @@ from jacobinerf_ns.label_rendering import responses
 from jacobinerf_ns.propagation import JNERF_PLUS, PropagationConfig, decide
 from jacobinerf_ns.protocols import Annotator, draw_pixels, read_truth
 from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.traces import Piece
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.transfer_files import match_picture
 from jacobinerf_ns.transfer_sides import Side
@@ -202,7 +203,7 @@ def propagated(pair: Pair, annotations: Annotations, config: PropagationConfig) 
     def predict(sight: Sight) -> Tensor:
         if snapshot is None:
             return torch.full((len(sight.pixels),), VOID_ID)
-        return lookup[decide(responses(sight.traced, snapshot), config).labels.cpu()]
+        return lookup[decide(responses(Piece(sight.traced), snapshot), config).labels.cpu()]
 
     return predict
 

@@ -20,6 +20,7 @@ from jacobinerf_ns.annotations import (
     plain_errors,
 )
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.propagation import PropagationConfig
 
 Item = TypeVar("Item", Label, Seed, Edit)
 
@@ -86,6 +87,32 @@ def add_edit(annotations: Annotations, edit: Edit) -> Annotations:
     return _changed(annotations, edits=(*annotations.edits, edit))
 
 
+def set_edit(annotations: Annotations, edit: Edit) -> Annotations:
+    """Puts an edit in the place of the label's one of that kind, or at the end."""
+    same = [
+        place for place, other in enumerate(annotations.edits) if (other.kind, other.label) == (edit.kind, edit.label)
+    ]
+    if not same:
+        return add_edit(annotations, edit)
+    return _changed(annotations, edits=(*annotations.edits[: same[0]], edit, *annotations.edits[same[0] + 1 :]))
+
+
+def remove_edits(annotations: Annotations, label_id: int) -> Annotations:
+    """Takes all edits of a label away."""
+    return _changed(annotations, edits=tuple(edit for edit in annotations.edits if edit.label != label_id))
+
+
+def remove_seeds(annotations: Annotations, label_id: int) -> Annotations:
+    """Takes all seeds of a label away; the label stays."""
+    return _changed(annotations, seeds=tuple(seed for seed in annotations.seeds if seed.label != label_id))
+
+
+def discard_seed(annotations: Annotations, seed: Seed) -> Annotations:
+    """Takes the last seed that is equal to this one away; none is no error."""
+    places = [place for place, other in enumerate(annotations.seeds) if other == seed]
+    return remove_seed(annotations, places[-1]) if places else annotations
+
+
 def remove_edit(annotations: Annotations, index: int) -> Annotations:
     """Takes the edit at a position of `annotations.edits` away; negative positions count from the end."""
     return _changed(annotations, edits=_without(annotations.edits, index, "edit"))
@@ -139,9 +166,9 @@ def carry_over(current: Annotations, old: Annotations, new: Annotations) -> Anno
     """
     if current == old:
         return new
-    view = {
-        name: getattr(new.view if getattr(new.view, name) != value else current.view, name) for name, value in old.view
-    }
+    view = _carry_fields(dict(current.view), dict(old.view), dict(new.view))
+    parts = (vars(annotations.view.propagation) for annotations in (current, old, new))
+    view["propagation"] = PropagationConfig(**_carry_fields(*parts))
     return _changed(
         current,
         labels=_carry_items(current.labels, old.labels, new.labels),
@@ -161,6 +188,10 @@ def next_id(taken: Iterable[int]) -> int:
     if free is None:
         raise UserError(f"all {MAX_ID} label ids are in use: remove a label first")
     return free
+
+
+def _carry_fields(current: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {name: new[name] if new[name] != value else current[name] for name, value in old.items()}
 
 
 def _carry_items(current: Sequence[Item], old: Sequence[Item], new: Sequence[Item]) -> tuple[Item, ...]:

@@ -16,6 +16,8 @@ from jacobinerf_ns.annotations import VERSION, Annotations, plain_errors
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files import atomic_write
 
+ANNOTATIONS_NAME = "annotations.json"
+"""A run's own annotation file, beside its config.yml."""
 HISTORY = 200
 """Changes that can be undone."""
 LOCK_SECONDS = 10.0
@@ -140,13 +142,14 @@ class AnnotationStore:
                     self.problem = str(error)
             return self._revision, self._current
 
-    def change(self, new: Change, base: Annotations | None = None) -> Annotations:
+    def change(self, new: Change, base: Annotations | None = None, remember: bool = True) -> Annotations:
         """Makes a change, writes the file, and returns what it holds now.
 
         Args:
             new: a function from the annotations in the file, just read, to the new ones; it must not change this store.
                 Or new annotations: then what others changed since `base` stays.
             base: the snapshot that new annotations were made from; none is the last one. A function needs none.
+            remember: whether `undo` takes it back; how things are looked at is no work to be lost.
 
         Raises:
             UserError: the file is damaged (it is left alone) or cannot be written, or the result is not valid.
@@ -157,8 +160,9 @@ class AnnotationStore:
             after = new(before) if callable(new) else carry_over(before, seen, new)
             if after != before:
                 self._write(after)
-                self._undo.append(_Step(after, before))
-                self._redo.clear()
+                if remember:
+                    self._undo.append(_Step(after, before))
+                    self._redo.clear()
             return self._current
 
     def undo(self) -> bool:
@@ -174,13 +178,17 @@ class AnnotationStore:
 
     def _replay(self, source: deque[_Step], target: deque[_Step]) -> bool:
         with self._alone():
-            if not source:
-                return False
-            step = source[-1]
-            self._write(carry_over(self._read_again(), step.old, step.new))
-            source.pop()
-            target.append(_Step(step.new, step.old))
-            return True
+            while source:
+                step, before = source[-1], self._read_again()
+                after = carry_over(before, step.old, step.new)
+                if after != before:
+                    self._write(after)
+                # What has gone from the file otherwise is no step that anybody would see.
+                source.pop()
+                if after != before:
+                    target.append(_Step(step.new, step.old))
+                    return True
+            return False
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

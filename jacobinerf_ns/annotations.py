@@ -173,7 +173,23 @@ class SpaceClick(SeedBase):
         return self
 
 
-Seed = Annotated[Click | Scribble | Box | Mask | SpaceClick, Field(discriminator="kind")]
+class SpaceBox(SeedBase):
+    """A rectangle on a screen: rays from one point through it, world frame."""
+
+    kind: Literal["space_box"] = "space_box"
+    origin: Vector
+    corners: tuple[Vector, Vector, Vector, Vector]
+    """Directions through the corners, in turn around the rectangle, that end on one plane: what is between them is
+    interpolated."""
+
+    @model_validator(mode="after")
+    def _has_directions(self) -> SpaceBox:
+        if not all(any(corner) for corner in self.corners):
+            raise ValueError("the direction through a corner of a box in space is zero")
+        return self
+
+
+Seed = Annotated[Click | Scribble | Box | Mask | SpaceClick | SpaceBox, Field(discriminator="kind")]
 
 
 class Edit(Part):

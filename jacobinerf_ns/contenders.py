@@ -24,7 +24,7 @@ from jacobinerf_ns.heads import FeatureField, rendered_activations
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_formats.png import write_index_png
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
-from jacobinerf_ns.label_rendering import Traced, responses
+from jacobinerf_ns.label_rendering import responses
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.probe import linear_probe
 from jacobinerf_ns.propagation import (
@@ -36,6 +36,7 @@ from jacobinerf_ns.propagation import (
     label_responses,
 )
 from jacobinerf_ns.protocols import LabelledPixels
+from jacobinerf_ns.traces import Piece, Traced
 
 Split = Literal["train", "eval"]
 Ours = Literal["2d", "3d", "plus", "network", "paper"]
@@ -196,7 +197,7 @@ def _ours(keeper: LabelKeeper, exercise: Exercise, config: PropagationConfig, pl
     def scores(sight: Sight) -> Scores:
         traced = sight.plain if plain else sight.traced
         assert traced is not None
-        return responses(traced, snapshot)
+        return responses(Piece(traced), snapshot)
 
     if config.decision == "paper":
         return Fitted(scores, lambda found: decide_paper(found).labels - 1)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.annotations import Edit
-from jacobinerf_ns.label_rendering import LabelSnapshot, Traced, rgb_directions
+from jacobinerf_ns.label_rendering import LabelSnapshot, rgb_directions
 from jacobinerf_ns.propagation import label_responses
+from jacobinerf_ns.traces import Traced
 
 RECOLOUR_LOGITS = 4.0
 """Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""

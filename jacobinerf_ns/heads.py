@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
-from jacobinerf_ns.label_rendering import Traced
+from jacobinerf_ns.traces import Traced
 
 SPREAD_EPS = 1e-6
 """Smallest spread that geometry features are divided by."""

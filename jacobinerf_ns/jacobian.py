@@ -165,6 +165,23 @@ def sample_cosine(
     return inner / (norms[..., None] * directions.flatten(1).norm(dim=-1).clamp(min=NORM_EPS))
 
 
+def mean_direction(
+    weights: Float[Tensor, "rays samples"],
+    colours: Float[Tensor, "rays samples channels"],
+    activations: Float[Tensor, "rays samples hidden"],
+    background: Background = "last_sample",
+) -> Float[Tensor, "rays channels hidden"]:
+    """Σ_s w_s j_s/‖j_s‖: the rendered unit Jacobians of samples, j_s = p_s (1 − p_s) ⊗ a_s.
+
+    Its product with G/‖G‖ is the rendered `sample_cosine` of G, since both that and rendering are linear in G/‖G‖: all
+    directions are answered from one vector per ray.
+    """
+    slopes = colours * (1.0 - colours)
+    norms = (slopes.norm(dim=-1) * activations.norm(dim=-1)).clamp(min=NORM_EPS)
+    shares = effective_weights(weights, background) / norms
+    return (shares[..., None] * slopes).transpose(-1, -2) @ activations
+
+
 def sample_response(
     activations: Float[Tensor, "rays samples hidden"], directions: Float[Tensor, "labels channels hidden"], step: float
 ) -> Float[Tensor, "rays samples labels"]:

@@ -1,6 +1,6 @@
 """Keeps the labels that a model renders in step with the annotation file and with the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,18 +15,16 @@ from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.eval_mode import in_eval_mode
 from jacobinerf_ns.jacobian import cosine_response
-from jacobinerf_ns.label_rendering import LabelSnapshot, SurfacePool, Traced, prototype_responses, surface_points
+from jacobinerf_ns.label_rendering import LabelSnapshot, Mark, SurfacePool, prototype_responses
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.propagation import PropagationConfig, Prototypes, Seeds, label_responses, select_prototypes
 from jacobinerf_ns.refinement import clearest_refinement, consistent_vectors, grow
+from jacobinerf_ns.seed_traces import SeedTrace, SeedTraces
 from jacobinerf_ns.seeds import SeedRays
+from jacobinerf_ns.traces import Piece, surface_points
 
-SURFACE = 0.02
-"""Accumulated opacity (0..1) from which on a seed's ray has hit something. Low: plain walls are thin in many fields."""
 POOL_RAYS = 8192
 """Random training pixels that refined prototypes are averaged over."""
-REACH = 2
-"""Pixels around a seed that refined prototypes start from, in each direction."""
 FEW_SEEDS = 128
 """Seeds up to which each is averaged with its surroundings and refined; masks need neither."""
 SHOWN_BY = ("threshold", "void_below")
@@ -38,6 +36,7 @@ class _Built(NamedTuple):
     prototypes: Prototypes
     scale: Tensor | None
     pool: SurfacePool | None
+    marks: tuple[Mark, ...]
 
 
 class _Surface(NamedTuple):
@@ -45,7 +44,8 @@ class _Surface(NamedTuple):
 
     version: tuple
     vectors: Tensor
-    points: Tensor
+    tree: KDTree
+    """Of their surface points."""
 
 
 class FixedAnnotations:
@@ -78,23 +78,36 @@ class LabelKeeper:
         """Refuse labels none of whose seeds hits a surface; otherwise take every seed as it is."""
         self.problem: str | None = None
         """Why the current annotations cannot be shown; the last ones that could are."""
-        self._model, self._seed_rays, self._random_rays = model, seed_rays, random_rays
+        self._model, self._random_rays = model, random_rays
+        self._traces = SeedTraces(model, seed_rays)
         self._built: _Built | None = None
         self._snapshot: LabelSnapshot | None = None
         self._surface_pixels: _Surface | None = None
 
     def __call__(self) -> LabelSnapshot | None:
-        """Labels for a frame; None while there are none. Never raises: rendering goes on with the last good ones."""
+        """Labels for a frame; None while there are none. Never raises for what a user did: `problem` says it.
+
+        Seeds that hit nothing are left out; where the file cannot be shown at all, the last good labels stay.
+        """
+        annotations, problem = self.store.snapshot()[1], None
         try:
-            self._snapshot = self.current()
-            self.problem = self.store.problem
+            self._snapshot = self._make(annotations)
+            problem = None if self._snapshot is None else _without_surface(annotations, self._snapshot.marks)
         except UserError as error:
-            self.problem = self.store.problem or str(error)
+            problem = str(error)
+        self.problem = self.store.problem or problem
         return self._snapshot
 
     def current(self) -> LabelSnapshot | None:
         """Labels as the file has them now. Errors: `UserError` for seeds that cannot be found or hit nothing."""
-        _, annotations = self.store.snapshot()
+        annotations = self.store.snapshot()[1]
+        snapshot = self._make(annotations)
+        problem = None if snapshot is None else _without_surface(annotations, snapshot.marks)
+        if problem is not None and self.needs_surface:
+            raise UserError(problem)
+        return snapshot
+
+    def _make(self, annotations: Annotations) -> LabelSnapshot | None:
         if not annotations.labels:
             return None
         view, ids = annotations.view, [label.id for label in annotations.labels]
@@ -108,6 +121,7 @@ class LabelKeeper:
             selected=0 if view.selected is None else ids.index(view.selected),
             opacity=view.opacity,
             edits=tuple(edit for edit in annotations.edits if annotations.seeds_of(edit.label)),
+            marks=built.marks,
         )
 
     def _build(self, annotations: Annotations) -> _Built:
@@ -120,40 +134,34 @@ class LabelKeeper:
         return self._built
 
     @torch.no_grad()
-    def _render_seeds(self, annotations: Annotations) -> tuple[Prototypes, Tensor | None, SurfacePool | None]:
+    def _render_seeds(
+        self, annotations: Annotations
+    ) -> tuple[Prototypes, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
         config, count = annotations.view.propagation, len(annotations.labels)
-        rays = self._seed_rays(annotations, self.store.folder)
         with in_eval_mode(self._model):
-            traces = [self._model.trace(chunk) for chunk in self._model.chunks(rays.rays)]
-            seeds, hit = self._seeds(annotations, rays, traces)
+            traces = self._traces.of(annotations, self.store.folder)
+            hits = [trace.hit if self.needs_surface else torch.ones_like(trace.hit) for trace in traces]
+            seeds = _seeds(annotations, traces, hits, self._model.device)
             prototypes = select_prototypes(seeds, config)
-            if config.refine > 0 and 0 < len(seeds.vectors) <= FEW_SEEDS:
-                grown = select_prototypes(self._grown(seeds, rays.rays, hit), config)
-                prototypes = clearest_refinement([grown, prototypes], self._surface().vectors, config.refine)
+            # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
+            several = len(seeds.labels[seeds.positive].unique()) > 1
+            if config.refine > 0 and several and len(seeds.vectors) <= FEW_SEEDS:
+                around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
+                grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
+                starts = [select_prototypes(grown, config), prototypes]
+                prototypes = clearest_refinement(starts, self._surface().vectors, config.refine)
             scale = None
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
-                scale = _own_responses(traces, seeds, hit, prototypes, config, count)
+                rays = [ray for trace, hit in zip(traces, hits, strict=True) for ray in self._hits(trace, hit)]
+                scale = _own_responses(
+                    [Piece(self._model.trace(part)) for part in rays], seeds, prototypes, config, count
+                )
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
-            return prototypes, scale, self._smoothing(prototypes, config, count) if smooths else None
+            pool = self._smoothing(prototypes, config, count) if smooths else None
+            return prototypes, scale, pool, _marks(annotations, traces)
 
-    def _seeds(self, annotations: Annotations, rays: SeedRays, traces: list[Traced]) -> tuple[Seeds, Tensor]:
-        """Seeds that hit a surface, and which of the rays those are."""
-        if not traces:
-            nothing = torch.zeros(0, dtype=torch.bool, device=self._model.device)
-            empty = torch.zeros(0, 1, device=self._model.device)
-            return Seeds(empty, nothing.long(), nothing, empty[:, 0]), nothing
-        vectors = torch.cat([traced.jacobians for traced in traces])
-        least = SURFACE if self.needs_surface else -1.0
-        hit = torch.cat([traced.outputs["accumulation"][:, 0] > least for traced in traces])
-        seeds = Seeds(vectors, *(part.to(vectors.device) for part in (rays.labels, rays.positive, rays.weights)))
-        _check_surfaces(annotations, seeds, hit)
-        return Seeds(*(part[hit] for part in seeds)), hit
-
-    def _grown(self, seeds: Seeds, rays: RayBundle, hit: Tensor) -> Seeds:
-        """Seeds averaged with what resembles them around them."""
-        near = self._model.chunks(rays_around(rays[hit.to(rays.origins.device)], REACH))
-        around = torch.cat([self._model.trace(chunk).jacobians for chunk in near])
-        return seeds._replace(vectors=grow(seeds.vectors, around.view(len(seeds.vectors), -1, around.shape[1])))
+    def _hits(self, trace: SeedTrace, hit: Tensor) -> list[RayBundle]:
+        return self._model.chunks(trace.rays[hit.to(trace.rays.origins.device)])
 
     def _surface(self) -> _Surface:
         """Surface points of random training pixels, their Jacobians consistent between views; once per weights."""
@@ -162,47 +170,66 @@ class LabelKeeper:
             traces = [self._model.trace(chunk) for chunk in self._model.chunks(self._random_rays(POOL_RAYS))]
             points = torch.cat([surface_points(traced) for traced in traces])
             vectors = torch.cat([traced.jacobians for traced in traces])
-            self._surface_pixels = _Surface(version, consistent_vectors(vectors, points), points)
+            tree = KDTree(points.cpu().numpy())
+            self._surface_pixels = _Surface(version, consistent_vectors(vectors, points), tree)
         return self._surface_pixels
 
     def _smoothing(self, prototypes: Prototypes, config: PropagationConfig, count: int) -> SurfacePool:
         surface = self._surface()
         similarity = cosine_response(surface.vectors, prototypes.vectors)
         found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature)
-        return SurfacePool(KDTree(surface.points.cpu().numpy()), found)
+        return SurfacePool(surface.tree, found)
 
 
-def rays_around(rays: RayBundle, reach: int) -> RayBundle:
-    """The rays of the (2·reach + 1)² pixels around each ray and of itself, seed by seed; also for clicks in space.
+def _seeds(
+    annotations: Annotations, traces: Sequence[SeedTrace], hits: Sequence[Tensor], device: torch.device
+) -> Seeds:
+    """All rays of seeds that count."""
+    if not traces:
+        nothing = torch.zeros(0, dtype=torch.bool, device=device)
+        empty = torch.zeros(0, 1, device=device)
+        return Seeds(empty, nothing.long(), nothing, empty[:, 0])
+    positions = {label.id: position for position, label in enumerate(annotations.labels)}
+    counts = torch.tensor([int(hit.sum()) for hit in hits])
 
-    Pixels are squares of the ray's own `pixel_area` across it, turned any way: what is around matters, not its order.
-    """
-    steps = torch.arange(-reach, reach + 1, device=rays.origins.device, dtype=rays.directions.dtype)
-    offsets = torch.cartesian_prod(steps, steps)
-    axis = torch.eye(3, device=steps.device, dtype=steps.dtype)[rays.directions.abs().argmin(-1)]
-    right = torch.nn.functional.normalize(torch.cross(rays.directions, axis, dim=-1), dim=-1)
-    up = torch.cross(rays.directions, right, dim=-1)
-    plane = torch.stack([right, up], dim=1) * rays.pixel_area.sqrt()[..., None]
-    directions = rays.directions[:, None] + offsets @ plane
-    which = torch.arange(len(rays), device=steps.device).repeat_interleave(len(offsets))
-    return replace(rays[which], directions=torch.nn.functional.normalize(directions.flatten(0, 1), dim=-1))
+    def each(values: list) -> Tensor:
+        return torch.tensor(values).repeat_interleave(counts).to(device)
+
+    return Seeds(
+        torch.cat([trace.vectors[hit] for trace, hit in zip(traces, hits, strict=True)]),
+        each([positions[seed.label] for seed in annotations.seeds]),
+        each([not seed.negative for seed in annotations.seeds]),
+        torch.cat([trace.weights[hit] for trace, hit in zip(traces, hits, strict=True)]),
+    )
 
 
-def _check_surfaces(annotations: Annotations, seeds: Seeds, hit: Tensor) -> None:
-    for position, label in enumerate(annotations.labels):
-        mine = (seeds.labels == position) & seeds.positive
-        if bool(mine.any()) and not bool(hit[mine].any()):
-            raise UserError(
-                f"no seed of label {label.name!r} hits a surface ({int(mine.sum())} tried, all in the background or "
+def _marks(annotations: Annotations, traces: Sequence[SeedTrace]) -> tuple[Mark, ...]:
+    marks = []
+    for seed, trace in zip(annotations.seeds, traces, strict=True):
+        points = trace.points[trace.hit] if bool(trace.hit.any()) else trace.points
+        nearest = int((points - points.mean(0)).norm(dim=-1).argmin())
+        x, y, z = points[nearest].tolist()
+        marks.append(Mark(seed, (x, y, z), bool(trace.hit.any())))
+    return tuple(marks)
+
+
+def _without_surface(annotations: Annotations, marks: Sequence[Mark]) -> str | None:
+    """What is to be said where a label has seeds and none of them hits anything."""
+    for label in annotations.labels:
+        mine = [mark.hit for mark in marks if mark.seed.label == label.id and not mark.seed.negative]
+        if mine and not any(mine):
+            return (
+                f"no seed of label {label.name!r} hits a surface ({len(mine)} tried, all in the background or "
                 "sky): click on the object"
             )
+    return None
 
 
 def _own_responses(
-    traces: list[Traced], seeds: Seeds, hit: Tensor, prototypes: Prototypes, config: PropagationConfig, count: int
+    pieces: Sequence[Piece], seeds: Seeds, prototypes: Prototypes, config: PropagationConfig, count: int
 ) -> Tensor:
     """How strongly each label's seeds answer to its own prototypes: what a raw response is measured against."""
-    rows = torch.cat([prototype_responses(traced, prototypes.vectors, config) for traced in traces])[hit]
+    rows = torch.cat([prototype_responses(piece, prototypes.vectors, config) for piece in pieces])
     scale = rows.new_ones(count)
     for position in seeds.labels[seeds.positive].unique().tolist():
         mine = (seeds.labels == position) & seeds.positive

@@ -8,20 +8,17 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns import jacobian
-from jacobinerf_ns.annotations import Edit, Label
-from jacobinerf_ns.field import FieldTrace
-from jacobinerf_ns.jacobian import Background
+from jacobinerf_ns.annotations import Edit, Label, Seed
 from jacobinerf_ns.propagation import Decision, PropagationConfig, Prototypes, label_responses
+from jacobinerf_ns.traces import Piece, Traced
 
-RESPONSES = "responses"
-"""Output that never leaves the model: it has a channel per label, and pictures are made of it."""
 PAPER_WHITE = 1.0
 GREY = 0.45
 """Brightness that pixels outside of a selection keep in its overlay."""
@@ -31,19 +28,14 @@ _BLOCK = 64
 """Prototypes that per-sample responses are taken for at a time: bounds memory with many seeds."""
 
 
-class Traced(NamedTuple):
-    """One field query, and what its samples were."""
+class Mark(NamedTuple):
+    """Where a seed is in the scene."""
 
-    outputs: dict[str, Tensor]
-    """The model's own outputs, flat over rays."""
-    trace: FieldTrace
-    weights: Float[Tensor, "rays samples"]
-    """Rendering weights w, float32."""
-    jacobians: Float[Tensor, "rays dims"]
-    """Over the shaped layers."""
-    logits: Float[Tensor, "rays samples channels"]
-    """Pre-sigmoid colours z, float32."""
-    background: Background
+    seed: Seed
+    point: tuple[float, float, float]
+    """What it hits, scene units; of a region the hit nearest to their mean."""
+    hit: bool
+    """Whether it hits a surface."""
 
 
 class SurfacePool(NamedTuple):
@@ -68,6 +60,7 @@ class LabelSnapshot:
     """Position of the label shown as `resonance` and `selection`."""
     opacity: float = 0.6
     edits: tuple[Edit, ...] = ()
+    marks: tuple[Mark, ...] = ()
 
     def mask_names(self) -> list[str]:
         """Output name of each label's mask: `mask_` and the name in letters that any file system takes.
@@ -89,10 +82,10 @@ class LabelView(NamedTuple):
     snapshot: LabelSnapshot
 
 
-def responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays labels"]:
+def responses(piece: Piece, snapshot: LabelSnapshot) -> Float[Tensor, "rays labels"]:
     """R of each ray to each label, 0..1 (for the paper's decision: its raw responses, in units of colour)."""
     config = snapshot.config
-    similarity = prototype_responses(traced, snapshot.prototypes.vectors, config)
+    similarity = prototype_responses(piece, snapshot.prototypes.vectors, config)
     if snapshot.scale is not None:
         scale = snapshot.scale.to(similarity)[snapshot.prototypes.labels]
         similarity = similarity / scale.clamp(min=jacobian.NORM_EPS)
@@ -100,36 +93,36 @@ def responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays la
     found = label_responses(similarity, snapshot.prototypes, count, config.neighbours, config.temperature)
     if snapshot.pool is None:
         return found
-    return torch.lerp(found, _nearby(surface_points(traced), snapshot.pool).to(found), config.smooth)
+    near = piece.neighbours(snapshot.pool.tree, min(NEAR_POINTS, len(snapshot.pool.responses)))
+    nearby = snapshot.pool.responses[near.to(found.device)].mean(1)
+    return torch.lerp(found, nearby.to(found), config.smooth)
 
 
-def surface_points(traced: Traced) -> Float[Tensor, "rays 3"]:
-    """Where rays hit, by median depth, in scene units."""
-    frustums = traced.trace.ray_samples.frustums
-    return frustums.origins[:, 0] + frustums.directions[:, 0] * traced.outputs["depth"]
-
-
-def _nearby(points: Float[Tensor, "rays 3"], pool: SurfacePool) -> Float[Tensor, "rays labels"]:
-    count = min(NEAR_POINTS, len(pool.responses))
-    _, indices = pool.tree.query(points.detach().cpu().numpy(), k=np.arange(1, count + 1))
-    return pool.responses[torch.from_numpy(indices).to(pool.responses.device)].mean(1)
+def needs_samples(config: PropagationConfig) -> bool:
+    """Whether responses of this kind are made of a ray's samples, and not of what is rendered of them."""
+    return config.response == "raw" and (config.exact or config.space == "3d")
 
 
 def prototype_responses(
-    traced: Traced, vectors: Float[Tensor, "prototypes dims"], config: PropagationConfig
+    piece: Piece, vectors: Float[Tensor, "prototypes dims"], config: PropagationConfig
 ) -> Float[Tensor, "rays prototypes"]:
     """Response of each ray to each prototype, in the space and of the kind that `config` names.
 
     Raw and 3D responses are those of the RGB layer; where more layers are shaped, theirs is the first part of a vector.
     """
-    if config.space == "2d" and config.response == "cosine":
-        return jacobian.cosine_response(traced.jacobians, vectors)
-    directions = rgb_directions(traced, vectors)
-    if config.space == "2d" and not config.exact:
-        flat = directions.flatten(1)
-        return jacobian.response(traced.jacobians[:, : flat.shape[1]], flat, config.step).abs()
-    parts = [_block_responses(traced, part, config) for part in directions.split(_BLOCK)]
-    return torch.cat(parts, dim=-1) if parts else traced.weights.new_zeros(len(traced.weights), 0)
+    if not len(vectors):
+        return piece.jacobians.new_zeros(len(piece.jacobians), 0)
+    if config.response == "cosine":
+        directions = piece.jacobians if config.space == "2d" else piece.means
+        own = vectors[:, : directions.shape[1]]
+        return directions @ F.normalize(own, dim=-1, eps=jacobian.NORM_EPS).T
+    if not needs_samples(config):
+        flat = vectors[:, : piece.means.shape[1]]
+        return (piece.lengths * jacobian.response(piece.jacobians[:, : flat.shape[1]], flat, config.step)).abs()
+    traced = piece.samples
+    assert traced is not None, "the samples were dropped"
+    parts = [_sample_responses(traced, part, config) for part in rgb_directions(traced, vectors).split(_BLOCK)]
+    return torch.cat(parts, dim=-1)
 
 
 def rgb_directions(
@@ -140,7 +133,7 @@ def rgb_directions(
     return vectors[:, : channels * hidden].reshape(-1, channels, hidden)
 
 
-def _block_responses(
+def _sample_responses(
     traced: Traced, directions: Float[Tensor, "prototypes channels hidden"], config: PropagationConfig
 ) -> Float[Tensor, "rays prototypes"]:
     activations = traced.trace.activations.float()
@@ -148,10 +141,7 @@ def _block_responses(
         return jacobian.perturbed_response(
             traced.weights, traced.logits, activations, directions, config.step, traced.background
         )
-    if config.response == "cosine":
-        values = jacobian.sample_cosine(traced.trace.colours.float(), activations, directions)
-    else:
-        values = jacobian.sample_response(activations, directions, config.step)
+    values = jacobian.sample_response(activations, directions, config.step)
     return jacobian.render(traced.weights, values, traced.background)
 
 

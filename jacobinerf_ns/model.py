@@ -19,18 +19,12 @@ from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
 from jacobinerf_ns.gathering import gather_rows
-from jacobinerf_ns.label_rendering import (
-    RESPONSES,
-    LabelSnapshot,
-    LabelView,
-    Traced,
-    nothing_to_show,
-    pictures,
-    responses,
-)
+from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
 from jacobinerf_ns.lpips import LazyLpips
 from jacobinerf_ns.propagation import decide, decide_view
 from jacobinerf_ns.shaping import ShapingConfig
+from jacobinerf_ns.traces import Piece, Traced
+from jacobinerf_ns.view_rendering import render_view
 
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
@@ -92,7 +86,6 @@ class JacobiNeRFModel(NerfactoModel):
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
         self.loads = 0
-        self._frame: LabelSnapshot | None = None
         self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
@@ -147,16 +140,12 @@ class JacobiNeRFModel(NerfactoModel):
 
     def _label_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         traced = self.trace(ray_bundle)
-        rgb, snapshot = traced.outputs["rgb"], self._frame or self._current_snapshot()
+        rgb, snapshot = traced.outputs["rgb"], self._current_snapshot()
         if snapshot is None or not snapshot.labels:
             return {**traced.outputs, **nothing_to_show(rgb)}
-        found = responses(traced, snapshot)
+        found = responses(Piece(traced), snapshot)
         shown = pictures(rgb, found, decide(found, snapshot.config), snapshot)
-        edited = edited_colour(self.trace, ray_bundle, traced, snapshot)
-        # The paper's rule is one of whole views, so what it needs goes along to where those are put together.
-        whole = self._frame is not None and snapshot.config.decision == "paper"
-        kept = {RESPONSES: found} if whole else {}
-        return {**traced.outputs, **shown, "edited": edited, **kept}
+        return {**traced.outputs, **shown, "edited": edited_colour(self.trace, ray_bundle, traced, snapshot)}
 
     def chunks(self, rays: RayBundle) -> list[RayBundle]:
         """Flat rays in pieces that are traced at a time, on the model's device."""
@@ -250,16 +239,8 @@ class JacobiNeRFModel(NerfactoModel):
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
-        """Outputs of a view, all of its chunks from one snapshot of the labels."""
-        self._frame = snapshot = self._current_snapshot()
-        try:
-            outputs = super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
-        finally:
-            self._frame = None
-        found = outputs.pop(RESPONSES, None)
-        if snapshot is not None and found is not None:
-            outputs.update(pictures(outputs["rgb"], found, decide_view(found, snapshot.config), snapshot))
-        return outputs
+        """Outputs of a view, all of its rays from one snapshot of the labels."""
+        return render_view(self, camera_ray_bundle, self._current_snapshot())
 
     @torch.no_grad()
     def label_view(self, view: RayBundle) -> LabelView:
@@ -267,7 +248,7 @@ class JacobiNeRFModel(NerfactoModel):
         snapshot = self._current_snapshot()
         if snapshot is None or not snapshot.labels:
             raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
-        parts = [responses(self.trace(chunk), snapshot) for chunk in self.chunks(view.flatten())]
+        parts = [responses(Piece(self.trace(chunk)), snapshot) for chunk in self.chunks(view.flatten())]
         found = torch.cat(parts).view(*view.origins.shape[:2], -1)
         return LabelView(found, decide_view(found, snapshot.config), snapshot)
 

@@ -18,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import SURFACE
-from jacobinerf_ns.label_rendering import LabelSnapshot, responses, selected, surface_points
+from jacobinerf_ns.label_rendering import LabelSnapshot, responses, selected
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.propagation import decide, decide_paper
+from jacobinerf_ns.seed_traces import SURFACE
+from jacobinerf_ns.traces import Piece
 
 GRIDS = (64, 128, 256)
 """Cells along a view's longer side; the next finer grid is laid where a label is not seen on the one before."""
@@ -197,7 +198,7 @@ def _rays(
 def _query(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot) -> _Queried:
     parts = []
     for chunk in model.chunks(rays):
-        traced = model.trace(chunk)
-        solid = traced.outputs["accumulation"][:, 0] > SURFACE
-        parts.append(_Queried(surface_points(traced), traced.outputs["rgb"], responses(traced, snapshot), solid))
+        piece = Piece(model.trace(chunk))
+        solid = piece.outputs["accumulation"][:, 0] > SURFACE
+        parts.append(_Queried(piece.points, piece.outputs["rgb"], responses(piece, snapshot), solid))
     return _Queried(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,5 +1,6 @@
 """Joins datamanager, model and annotations, and loads checkpoints without tolerance."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,6 @@ from typing import Any, Literal, cast
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.viewer.viewer import Viewer
-from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -23,16 +22,12 @@ from jacobinerf_ns.errors import at_the_door, one_line_exit
 from jacobinerf_ns.gathering import rank_zero_first
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.panel.panel import Panel
 from jacobinerf_ns.seeds import SeedRays, seed_rays
 from jacobinerf_ns.world import WorldFrame
 
-ANNOTATIONS_NAME = "annotations.json"
-"""The run's own annotation file, beside its config.yml."""
 MASK_SEEDS = 512
 """Pixels rendered of a scribble, box or mask."""
-CPU_VIEWER_RESOLUTION = 64
-"""Longer side of a viewer frame on a CPU, in pixels. A frame holds the training lock: at nerfstudio's 512, training
-would stand still for minutes after every move of the camera."""
 
 
 @dataclass
@@ -52,14 +47,6 @@ class JacobiNeRFPipelineConfig(VanillaPipelineConfig):
         """Builds the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
         with one_line_exit():
             return super().setup(**kwargs)
-
-
-class FrameLimit(ViewerControl):
-    """Starts the viewer with frames that a CPU can render; its `Max res` slider raises it again."""
-
-    def _setup(self, viewer: Viewer) -> None:
-        super()._setup(viewer)
-        viewer.control_panel._max_res.value = CPU_VIEWER_RESOLUTION
 
 
 class JacobiNeRFPipeline(VanillaPipeline):
@@ -86,10 +73,9 @@ class JacobiNeRFPipeline(VanillaPipeline):
                 self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
         self.labels: LabelKeeper | None = None
         if config.annotations is not None:
-            self.labels = self.keep_labels(AnnotationStore(config.annotations))
-            self.model.label_source = self.labels
-        if self.device.type == "cpu":
-            self.frame_limit = FrameLimit()
+            self.show_labels(config.annotations)
+        # The viewer looks for its panels among a pipeline's attributes.
+        self.panel = Panel(self)
         self.world_size = world_size
         if world_size > 1:
             places = None if self.device.type == "cpu" else [local_rank]
@@ -101,6 +87,12 @@ class JacobiNeRFPipeline(VanillaPipeline):
         """The capture's own frame, which annotations are in, against the scene's."""
         outputs = self.datamanager.train_dataparser_outputs
         return WorldFrame(outputs.dataparser_transform, outputs.dataparser_scale)
+
+    def show_labels(self, path: Path) -> LabelKeeper:
+        """Shows the labels of an annotation file from now on. Errors: `UserError`, the file is damaged."""
+        self.labels = self.keep_labels(AnnotationStore(path))
+        self.model.label_source = self.labels
+        return self.labels
 
     def keep_labels(self, store: AnnotationStore | FixedAnnotations) -> LabelKeeper:
         """A keeper of this pipeline's labels; what the model shows is its `label_source`."""
@@ -142,5 +134,7 @@ class JacobiNeRFPipeline(VanillaPipeline):
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)
             self.model.loads += 1
-            if self.labels is not None and not self._trains and at_the_door():
+            # In the viewer what is wrong is said, and can be mended.
+            viewing = Path(sys.argv[0]).stem == "ns-viewer"
+            if self.labels is not None and not self._trains and not viewing and at_the_door():
                 self.labels.current()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from skimage.draw import line
 
-from jacobinerf_ns.annotations import Box, Click, InImage, Mask, Scribble, Seed, SpaceClick
+from jacobinerf_ns.annotations import Box, Click, InImage, Mask, Scribble, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.label_maps import read_label_map
 
@@ -26,6 +26,8 @@ def describe(seed: Seed) -> str:
     """A seed in a few words, for messages: `click (12, 40) in 0003.png`."""
     if isinstance(seed, SpaceClick):
         return "click in space"
+    if isinstance(seed, SpaceBox):
+        return "box in space"
     if isinstance(seed, Click):
         words = f"click {seed.pixel}"
     elif isinstance(seed, Box):

@@ -1,5 +1,6 @@
 """From annotations to rays: every seed as pixels of the training cameras, or as a ray into the scene."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +12,13 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from jacobinerf_ns.annotations import Annotations, InImage, Seed, SpaceClick
+from jacobinerf_ns.annotations import Annotations, InImage, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.seed_pixels import describe, find_image, rasterise, spread, to_camera
 from jacobinerf_ns.world import WorldFrame
+
+BOX_SIDE = 8
+"""Rays along each side of a box in space."""
 
 
 class SeedRays(NamedTuple):
@@ -28,8 +32,8 @@ class SeedRays(NamedTuple):
     """False: the pixel is not of the label."""
     weights: Float[Tensor, "seeds"]
     """Pixels of the camera that each stands for."""
-    sources: tuple[str, ...]
-    """Where each ray comes from, for messages."""
+    index: Int[Tensor, "seeds"]
+    """Position of the seed in `annotations.seeds`."""
 
 
 class _Pixels(NamedTuple):
@@ -73,7 +77,9 @@ def seed_rays(
         torch.tensor([positions[seed.label] for seed in seeds], dtype=torch.long, device=cameras.device),
         torch.tensor([not seed.negative for seed in seeds], dtype=torch.bool, device=cameras.device),
         torch.tensor([part.weight for part in pixels for _ in part.xy], dtype=torch.float32, device=cameras.device),
-        tuple(describe(seed) for seed in seeds),
+        torch.tensor([place for place, count in enumerate(counts) for _ in range(count)], dtype=torch.long).to(
+            cameras.device
+        ),
     )
 
 
@@ -99,11 +105,45 @@ def world_click(
     return SpaceClick(label=label, negative=negative, origin=(x, y, z), direction=(i, j, k))
 
 
+def world_box(
+    frame: WorldFrame,
+    position: Sequence[float],
+    rotation: Float[np.ndarray, "3 3"],
+    fov: float,
+    aspect: float,
+    bounds: tuple[tuple[float, float], tuple[float, float]],
+    label: int,
+    negative: bool = False,
+) -> SpaceBox:
+    """A rectangle that was drawn on the viewer's screen as a seed.
+
+    Args:
+        frame: where the run's dataparser has put the world.
+        position: of the camera, scene units.
+        rotation: camera to scene; the camera looks along +z, y points down (OpenCV).
+        fov: vertical, in radians.
+        aspect: width of the screen over its height.
+        bounds: two opposite corners (x, y) in 0..1 from the top left of the screen.
+        label: id of the label.
+        negative: what is in the rectangle is not of the label.
+    """
+    (left, top), (right, bottom) = bounds
+    tall = math.tan(fov / 2)
+    screen = np.array([(left, top), (right, top), (right, bottom), (left, bottom)]) * 2.0 - 1.0
+    rays = np.concatenate([screen * (aspect * tall, tall), np.ones((4, 1))], axis=1) @ rotation.T
+    lengths = np.linalg.norm(rays, axis=1, keepdims=True)
+    corners = frame.directions_to_world(torch.from_numpy(rays)).numpy() * lengths
+    origin = frame.points_to_world(torch.tensor([list(position)], dtype=torch.float64))[0]
+    return SpaceBox.model_validate(
+        {"label": label, "negative": negative, "origin": origin.tolist(), "corners": corners.tolist()}
+    )
+
+
 def _pixels(seed: Seed, folder: Path, cameras: Cameras, filenames: Sequence[Path], max_per_seed: int) -> _Pixels:
-    """The pixels of a seed; for a click in space the middle of the first image, whose pixel is a typical one."""
+    """The pixels of a seed; for one in space the middle of the first image, whose pixel is a typical one."""
     if not isinstance(seed, InImage):
         width, height = _size(cameras, 0)
-        return _Pixels(0, np.array([[width // 2, height // 2]]))
+        return _Pixels(0, np.repeat([[width // 2, height // 2]], len(_space_directions(seed)), axis=0))
     camera = find_image(seed.image, filenames)
     width, height = _size(cameras, camera)
     xy = np.argwhere(rasterise(seed, folder))[:, ::-1]
@@ -133,13 +173,27 @@ def _pixel_rays(pixels: Sequence[_Pixels], cameras: Cameras) -> RayBundle:
 
 
 def _aim(rays: RayBundle, seeds: Sequence[Seed], counts: Sequence[int], world: WorldFrame) -> None:
-    """Puts the rays of clicks in space where they belong; their pixel area and metadata stay those of a pixel."""
+    """Puts the rays of seeds in space where they belong; their pixel area and metadata stay those of a pixel."""
     starts = np.cumsum([0, *counts])
-    aimed = [(int(start), seed) for start, seed in zip(starts, seeds, strict=False) if isinstance(seed, SpaceClick)]
+    aimed = [(start, seed) for start, seed in zip(starts, seeds, strict=False) if not isinstance(seed, InImage)]
     if not aimed:
         return
-    rows = torch.tensor([row for row, _ in aimed], device=rays.origins.device)
-    origins = torch.tensor([seed.origin for _, seed in aimed], dtype=torch.float64)
-    directions = torch.tensor([seed.direction for _, seed in aimed], dtype=torch.float64)
+    towards = [_space_directions(seed) for _, seed in aimed]
+    rows = torch.cat([torch.arange(len(part)) + start for (start, _), part in zip(aimed, towards, strict=True)])
+    rows = rows.to(rays.origins.device)
+    origins = torch.tensor(
+        [seed.origin for (_, seed), part in zip(aimed, towards, strict=True) for _ in part], dtype=torch.float64
+    )
+    directions = torch.cat(towards)
     rays.origins = rays.origins.index_copy(0, rows, world.points_to_scene(origins).to(rays.origins))
     rays.directions = rays.directions.index_copy(0, rows, world.directions_to_scene(directions).to(rays.directions))
+
+
+def _space_directions(seed: SpaceClick | SpaceBox) -> Float[Tensor, "rays 3"]:
+    """Of a click its direction; of a box those through the middles of a grid over it. World frame."""
+    if isinstance(seed, SpaceClick):
+        return torch.tensor([seed.direction], dtype=torch.float64)
+    first, second, third, fourth = (torch.tensor(corner, dtype=torch.float64) for corner in seed.corners)
+    steps = (torch.arange(BOX_SIDE, dtype=torch.float64) + 0.5) / BOX_SIDE
+    across, down = steps[None, :, None], steps[:, None, None]
+    return torch.lerp(torch.lerp(first, second, across), torch.lerp(fourth, third, across), down).flatten(0, 1)

@@ -12,8 +12,9 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns import checkpoints, gathering
+from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.pipeline import ANNOTATIONS_NAME, JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.processes import prepare_launcher
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}

@@ -21,13 +21,15 @@ from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.heads import FeatureField
-from jacobinerf_ns.label_keeper import SURFACE, FixedAnnotations
-from jacobinerf_ns.label_rendering import LabelSnapshot, responses, surface_points
+from jacobinerf_ns.label_keeper import FixedAnnotations
+from jacobinerf_ns.label_rendering import LabelSnapshot, responses
 from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.propagation import decide
 from jacobinerf_ns.runs import Run
 from jacobinerf_ns.seed_pixels import find_image, rasterise, spread, to_camera
+from jacobinerf_ns.seed_traces import SURFACE
 from jacobinerf_ns.seeds import seed_rays
+from jacobinerf_ns.traces import Piece, surface_points
 
 PER_SEED = 64
 """Pixels taken of a scribble, box or mask."""
@@ -135,7 +137,7 @@ class Side:
                 points.append(surface_points(traced).cpu())
                 hit.append((traced.outputs["accumulation"][:, 0] > SURFACE).cpu())
                 if snapshot is not None:
-                    decision = decide(responses(traced, snapshot), snapshot.config)
+                    decision = decide(responses(Piece(traced), snapshot), snapshot.config)
                     labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, NOBODY).cpu())
         nobody = torch.full((len(pixels),), NOBODY)
         if not points:
@@ -179,7 +181,7 @@ class Side:
         filenames, cameras = data.train_dataparser_outputs.image_filenames, data.train_dataset.cameras
         rays = seed_rays(alone, folder, cameras, filenames, pipeline.world).rays.to(pipeline.model.device)
         with in_eval_mode(pipeline.model):
-            point = surface_points(pipeline.model.trace(rays)).cpu()
+            point = surface_points(pipeline.model.trace(rays)).cpu().mean(0)
         return int((points - point).norm(dim=-1).argmin())
 
 

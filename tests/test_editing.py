@@ -10,8 +10,9 @@ from jacobinerf_ns import jacobian
 from jacobinerf_ns.annotations import Edit, Label
 from jacobinerf_ns.editing import _sample_responses, edited_colour, membership
 from jacobinerf_ns.field import FieldTrace
-from jacobinerf_ns.label_rendering import LabelSnapshot, Traced
+from jacobinerf_ns.label_rendering import LabelSnapshot
 from jacobinerf_ns.propagation import PropagationConfig, Prototypes
+from jacobinerf_ns.traces import Traced
 
 NEAR, FAR = 2.0, 4.0
 FRONT, BACK = torch.tensor([0.8, 0.3, 0.2]), torch.tensor([0.2, 0.4, 0.7])

@@ -13,9 +13,9 @@ from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.head_training import condense, distil, train_semantic_head
 from jacobinerf_ns.heads import FeatureField, FeatureFieldShape, SemanticHead, rendered_activations, unit_positions
 from jacobinerf_ns.jacobian import effective_weights
-from jacobinerf_ns.label_rendering import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.probe import linear_probe
+from jacobinerf_ns.traces import Traced
 
 SMALL = FeatureFieldShape(num_levels=3, max_res=32, log2_hashmap_size=10, hidden=16)
 

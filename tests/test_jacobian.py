@@ -184,6 +184,16 @@ def test_sample_cosine_is_the_cosine_of_each_samples_own_jacobian():
         assert torch.allclose(found[:, s], J.cosine_response(own, directions.flatten(1)), atol=1e-12)
 
 
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_one_vector_per_ray_answers_every_direction_in_3d(background: J.Background):
+    weights, activations, directions, layer = random_samples()
+    colours = torch.sigmoid(activations @ layer.T)
+    means = J.mean_direction(weights, colours, activations, background).flatten(1)
+    unit = torch.nn.functional.normalize(directions.flatten(1), dim=-1)
+    expected = J.render(weights, J.sample_cosine(colours, activations, directions), background)
+    assert torch.allclose(means @ unit.T, expected, atol=1e-12)
+
+
 def test_paper_3d_response_is_the_raw_output_of_perturbed_weights():
     _, activations, directions, layer = random_samples()
     found = J.sample_response(activations, directions, 0.1)

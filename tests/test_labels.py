@@ -1,5 +1,6 @@
 """Labels on a trained field: what model, keeper and edits show, against slow ways to the same pictures."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import torch.nn.functional as F
 from nerfstudio.utils.eval_utils import eval_setup
 from tiny import start, tiny_capture, tiny_config
 
+from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotation_store import AnnotationStore, read_annotations, write_annotations
 from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import FixedAnnotations, rays_around
+from jacobinerf_ns.label_keeper import FixedAnnotations
 from jacobinerf_ns.label_rendering import LabelSnapshot, prototype_responses, responses
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
 from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.seed_traces import rays_around
 from jacobinerf_ns.seeds import world_click
+from jacobinerf_ns.traces import Piece
 
 LABELS = (Label(id=7, name="Left wall", colour=(255, 0, 0)), Label(id=300, name="depth chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18
@@ -122,7 +126,7 @@ def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline)
     rays = view(pipeline).flatten()
     with torch.no_grad():
         traced = pipeline.model.trace(rays)
-        found = prototype_responses(traced, snapshot.prototypes.vectors, snapshot.config)
+        found = prototype_responses(Piece(traced), snapshot.prototypes.vectors, snapshot.config)
         layer = pipeline.model.field.mlp_head.rgb_layer
         original = layer.weight.clone()
         for k, vector in enumerate(snapshot.prototypes.vectors):
@@ -240,6 +244,38 @@ def test_seeds_are_rendered_once_until_seeds_or_weights_change(pipeline, tmp_pat
     assert len(traces) == 3
 
 
+def test_a_further_click_costs_one_ray_and_an_undo_none(pipeline, tmp_path, monkeypatch):
+    store = AnnotationStore(tmp_path / "annotations.json")
+    store.change(Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline))))
+    keeper, rays, trace = pipeline.keep_labels(store), [], pipeline.model.trace
+    monkeypatch.setattr(pipeline.model, "trace", lambda bundle: rays.append(len(bundle)) or trace(bundle))
+    first = keeper()
+    store.change(lambda now: changes.add_seed(now, click(pipeline, 7, (20, 5))))
+    both = keeper()
+    store.undo()
+    again = keeper()
+    assert rays == [2, 1]
+    assert torch.equal(again.prototypes.vectors, first.prototypes.vectors)
+    assert torch.equal(both.prototypes.vectors[:2], first.prototypes.vectors)
+    # Those of a fresh start, which renders them all at once.
+    fresh = pipeline.keep_labels(
+        FixedAnnotations(changes.add_seed(store.snapshot()[1], click(pipeline, 7, (20, 5))), Path())
+    )
+    assert torch.allclose(fresh.current().prototypes.vectors, both.prototypes.vectors, atol=1e-6)
+
+
+def test_marks_are_where_seeds_hit(pipeline):
+    snapshot = show(pipeline, two_clicks(pipeline))
+    cameras = pipeline.datamanager.train_dataset.cameras
+    for mark, (row, col) in zip(snapshot.marks, ((4, 3), (14, 18)), strict=True):
+        ray = cameras.generate_rays(camera_indices=torch.tensor([[0]]), coords=torch.tensor([[row + 0.5, col + 0.5]]))
+        depth = pipeline.model.trace(ray).outputs["depth"][0]
+        expected = ray.origins[0] + ray.directions[0] * depth
+        assert mark.hit
+        assert torch.allclose(torch.tensor(mark.point), expected, atol=1e-5)
+    assert [mark.seed.label for mark in snapshot.marks] == [7, 300]
+
+
 def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
     path = tmp_path / "annotations.json"
     write_annotations(path, Annotations(labels=LABELS, seeds=tuple(two_clicks(pipeline))))
@@ -256,7 +292,7 @@ def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
     assert "JSON" in keeper.problem
 
 
-def test_a_run_finds_the_annotations_beside_its_config(trained):
+def test_a_run_finds_the_annotations_beside_its_config(trained, monkeypatch):
     pipeline, folder = trained
     pipeline.eval()
     path = folder / "annotations.json"
@@ -275,9 +311,13 @@ def test_a_run_finds_the_annotations_beside_its_config(trained):
         assert keeper is not None
         with pytest.raises(UserError, match=r"no\.png"):
             keeper.current()
-        with pytest.raises(SystemExit) as stopped:  # ns-render, ns-viewer: before the first frame, in one line
+        with pytest.raises(SystemExit) as stopped:  # ns-render: before the first frame, in one line
             eval_setup(folder / "config.yml")
         assert stopped.value.code == 2
+        monkeypatch.setattr(sys, "argv", ["/somewhere/ns-viewer"])  # there it can be mended
+        keeper = eval_setup(folder / "config.yml")[1].labels
+        keeper()
+        assert "no.png" in keeper.problem
     finally:
         path.unlink()
     with pytest.raises(UserError, match="no such file"):
@@ -352,8 +392,18 @@ def test_boxes_vote_and_presets_are_known(pipeline):
 def test_responses_without_prototypes_are_zero(pipeline):
     nothing = Prototypes(torch.zeros(0, 48), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
     traced = pipeline.model.trace(view(pipeline).flatten())
-    assert float(responses(traced, LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
+    assert float(responses(Piece(traced), LabelSnapshot(LABELS, nothing)).abs().max()) == 0.0
 
 
 def test_annotation_file_of_a_run_starts_empty(trained):
     assert read_annotations(trained[1] / "annotations.json") == Annotations()
+
+
+def test_one_label_alone_is_not_refined_away(pipeline):
+    alone = [click(pipeline, 7, (3, 4))]
+    plain = show(pipeline, alone).prototypes
+    assert torch.equal(show(pipeline, alone, refine=JNERF_PLUS.refine).prototypes.vectors, plain.vectors)
+    both = show(pipeline, two_clicks(pipeline)).prototypes
+    assert not torch.equal(
+        show(pipeline, two_clicks(pipeline), refine=JNERF_PLUS.refine).prototypes.vectors, both.vectors
+    )

@@ -1,5 +1,6 @@
 """Seeds as pixels and as rays."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from test_annotations import IMAGE, click, every_kind, two_labels
 from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotations import Annotations, Box, Click, Label, Mask, Scribble, SpaceClick
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.seed_pixels import describe, find_image, image_name, rasterise, spread, to_camera
-from jacobinerf_ns.seeds import seed_rays, world_click
+from jacobinerf_ns.seed_pixels import find_image, image_name, rasterise, spread, to_camera
+from jacobinerf_ns.seeds import seed_rays, world_box, world_click
 from jacobinerf_ns.world import WorldFrame
 
 FILES = [Path(f"/data/images/{number:04d}.png") for number in range(5)]
@@ -205,7 +206,7 @@ def test_rays_are_trainings_own():
     assert_same_rays(found.rays, expected)
     assert found.labels.tolist() == [1, 0, 2]
     assert found.positive.tolist() == [True, False, True]
-    assert found.sources == ("click (4, 9) in 0003.png", "click (23, 17) in 0003.png", "click (0, 5) in 0003.png")
+    assert found.index.tolist() == [0, 1, 2]
     undistorted = seed_rays(annotations, Path(), some_cameras(distortion=False), FILES, WORLD).rays
     assert not torch.allclose(undistorted.directions, found.rays.directions, atol=1e-3)
 
@@ -248,15 +249,13 @@ def test_regions_are_spread_over_at_most_so_many_rays(tmp_path: Path):
     write_mask(tmp_path / "masks" / "a.png", np.full((18, 24), 3))
     annotations = every_kind()
     found = seed_rays(annotations, tmp_path, some_cameras(), FILES, WORLD, max_per_seed=20)
-    sources = list(found.sources)
-    order = [describe(seed) for seed in annotations.seeds]
-    assert [sources.count(source) for source in order] == [1, 1, 20, 20, 20, 1]
-    assert sources == sorted(sources, key=order.index)
+    assert found.index.bincount().tolist() == [1, 1, 20, 20, 20, 1]
+    assert found.index.tolist() == sorted(found.index.tolist())
     assert found.labels.tolist() == [0, 1] + [0] * 40 + [1] * 21
     assert found.positive.tolist() == [True] * 22 + [False] * 20 + [True] * 21
-    assert len(found.rays) == len(sources) == 63
+    assert len(found.rays) == len(found.index) == 63
     full = seed_rays(annotations, tmp_path, some_cameras(), FILES, WORLD)
-    assert [full.sources.count(source) for source in order[3:5]] == [256, 256]
+    assert full.index.bincount().tolist()[3:5] == [256, 256]
 
 
 def test_clicks_in_space_are_rays_like_a_pixels():
@@ -271,16 +270,29 @@ def test_clicks_in_space_are_rays_like_a_pixels():
     assert found.rays.camera_indices.flatten().tolist() == [3, 0, 3]
     assert found.rays.pixel_area[1].item() == pytest.approx(1 / (20 * 21), rel=0.1)
     assert (found.labels.tolist(), found.positive.tolist()) == ([0, 1, 0], [True, False, True])
-    assert found.sources[1] == "click in space"
+    assert found.index.tolist() == [0, 1, 2]
     # The other rays are not moved.
     alone = seed_rays(labelled(click(1, 2, 3), click(1, 4, 5)), Path(), cameras, FILES, frame)
     assert torch.equal(found.rays.origins[[0, 2]], alone.rays.origins)
     assert torch.equal(found.rays.directions[[0, 2]], alone.rays.directions)
 
 
+def test_a_box_drawn_on_the_screen_is_a_grid_of_rays_through_it():
+    frame = WorldFrame(torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]]), 2.0)
+    turn = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    box = world_box(frame, (1.0, 2.0, 3.0), turn, math.pi / 2, 2.0, ((0.25, 0.5), (0.75, 1.0)), label=1)
+    found = seed_rays(labelled(box), Path(), some_cameras(), FILES, frame).rays
+    # 90 degrees tall and twice as wide: x from -1 to 1 and y from 0 to 1 at z = 1, cut into 8 by 8 cells.
+    x, y = torch.meshgrid((torch.arange(8) - 3.5) / 4, (torch.arange(8) + 0.5) / 8, indexing="xy")
+    rays = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1).double() @ torch.from_numpy(turn).T
+    expected = torch.nn.functional.normalize(rays, dim=-1).float()
+    assert torch.allclose(found.directions, expected, atol=1e-6)
+    assert torch.allclose(found.origins, torch.tensor([1.0, 2.0, 3.0]).expand(64, 3), atol=1e-6)
+
+
 def test_no_seeds_are_no_rays():
     found = seed_rays(changes.add_label(Annotations(), "chair")[0], Path(), some_cameras(), FILES, WORLD)
-    assert (len(found.rays), found.labels.tolist(), found.positive.tolist(), found.sources) == (0, [], [], ())
+    assert (len(found.rays), found.labels.tolist(), found.positive.tolist(), found.index.tolist()) == (0, [], [], [])
     assert (found.labels.dtype, found.positive.dtype) == (torch.long, torch.bool)
 
 

@@ -4,7 +4,6 @@ import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -16,7 +15,6 @@ from tiny import SHAPING_START, start, tiny_capture, tiny_config
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.pipeline import CPU_VIEWER_RESOLUTION
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 
 
@@ -91,13 +89,6 @@ def test_config_yml_has_absolute_paths_and_the_device_that_is_there(
     assert saved.output_dir == tmp_path
     assert saved.pipeline.datamanager.cache_dir == tmp_path / "cache"
     assert str(saved.relative_model_dir) == "nerfstudio_models"
-
-
-def test_on_a_cpu_the_viewer_starts_with_frames_that_leave_time_for_training(finished: JacobiNeRFTrainer):
-    slider = SimpleNamespace(value=512)
-    viewer: Any = SimpleNamespace(viser_server=None, control_panel=SimpleNamespace(_max_res=slider))
-    finished.pipeline.frame_limit._setup(viewer)
-    assert slider.value == CPU_VIEWER_RESOLUTION < 100
 
 
 def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:

@@ -1,0 +1,84 @@
+"""The part of the panel that edits what is rendered: another colour, gone, or alone. Weights are never touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import viser
+
+from jacobinerf_ns import annotation_changes as changes
+from jacobinerf_ns.annotations import Annotations, Edit
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.panel import texts
+
+if TYPE_CHECKING:
+    from jacobinerf_ns.panel.panel import Panel
+
+KINDS = {"Recolour": "recolour", "Remove": "remove", "Extract": "extract"}
+NONE = "None"
+
+
+class EditSection:
+    """Edits of the selected label; colour and strength change what is there at once."""
+
+    def __init__(self, panel: Panel, server: viser.ViserServer) -> None:
+        self._panel, gui = panel, server.gui
+        default = Edit(kind="recolour", label=1)
+        self._colour = gui.add_rgb("New colour", default.colour, hint="That recolouring pulls towards.")
+        self._strength = gui.add_slider("Strength", 0.0, 1.0, 0.05, default.strength, hint="0 is no change.")
+        self._kinds = gui.add_button_group("Edit", (*KINDS, NONE))
+        self._list = gui.add_markdown("")
+        self._kinds.on_click(lambda event: panel.do(lambda: self.edit(event.target.value)))
+        panel.on_user_update(self._colour, self.adjust)
+        panel.on_user_update(self._strength, self.adjust)
+
+    def refresh(self, annotations: Annotations) -> None:
+        """Shows the edits there are, and the selected label's colour and strength."""
+        names = {label.id: texts.plain(label.name) for label in annotations.labels}
+        lines = [f"- {edit.kind} **{names[edit.label]}**, strength {edit.strength:g}" for edit in annotations.edits]
+        content = "\n".join(lines) or self._why_not(annotations)
+        if self._list.content != content:
+            self._list.content = content
+        label = self._panel.selected(annotations)
+        mine = [edit for edit in annotations.edits if label is not None and edit.label == label.id]
+        if mine:
+            self._panel.set_quietly(self._colour, mine[-1].colour)
+            self._panel.set_quietly(self._strength, mine[-1].strength)
+
+    def edit(self, choice: str) -> None:
+        """Makes an edit of the selected label, or takes all of them away. Errors: `UserError`, it has no seeds."""
+        label = self._panel.need_label()
+        if choice == NONE:
+            self._panel.change(lambda now: changes.remove_edits(now, label.id))
+            self._panel.say(f"**{texts.plain(label.name)}** looks as it was photographed.")
+            return
+        if not self._panel.has_seeds():
+            raise UserError(f"click on **{texts.plain(label.name)}** first: an edit changes what its clicks select")
+        self._panel.change(lambda now: changes.set_edit(now, self._made(KINDS[choice], label.id)))
+        self._panel.show_output("edited")
+        self._panel.say(f"{choice}: **{texts.plain(label.name)}**. **None** takes it back.")
+
+    def adjust(self) -> None:
+        """Gives the selected label's edits the colour and strength that are set; without edits, nothing happens."""
+        label = self._panel.selected(self._panel.annotations)
+        if label is None:
+            return
+
+        def change(now: Annotations) -> Annotations:
+            for edit in now.edits:
+                if edit.label == label.id:
+                    now = changes.set_edit(now, self._made(edit.kind, label.id))
+            return now
+
+        self._panel.change(change, remember=False)
+
+    def _made(self, kind: str, label: int) -> Edit:
+        red, green, blue = (int(part) for part in self._colour.value)
+        return Edit.model_validate(
+            {"kind": kind, "label": label, "colour": (red, green, blue), "strength": self._strength.value}
+        )
+
+    def _why_not(self, annotations: Annotations) -> str:
+        if self._panel.has_seeds(annotations):
+            return "*No edit yet. They change the picture, never the field.*"
+        return "*Click on a thing first: an edit changes what its clicks select.*"

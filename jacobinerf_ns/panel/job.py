@@ -1,0 +1,101 @@
+"""A command of ours in the background of the viewer: started, watched, cancelled, and ended with the viewer."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+LAST_LINES = 4
+"""Lines of a failed command that are looked through for its error."""
+
+
+class Job:
+    """One command in a process of its own: it has its own weights and memory, and cannot disturb training."""
+
+    def __init__(self, arguments: list[str], manifest: Path | None = None) -> None:
+        """Starts `jacobinerf ARGUMENTS`.
+
+        Args:
+            arguments: of the command line.
+            manifest: file in which the command lists, under `files`, all files that it will have made; from it and
+                what lies beside it progress is read.
+        """
+        self.manifest, self.cancelled = manifest, False
+        if manifest is not None:
+            # That of an earlier job would be taken for this one's; the files themselves are the command's business.
+            self._earlier = _stamp(manifest)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether the command is at work."""
+        return self._process.poll() is None
+
+    @property
+    def progress(self) -> float | None:
+        """Share (0..1) of the files that are there; None while that is not known."""
+        if self.manifest is None or _stamp(self.manifest) == self._earlier:
+            return None
+        try:
+            names = json.loads(self.manifest.read_text(encoding="utf-8"))["files"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return sum((self.manifest.parent / name).exists() for name in names) / max(len(names), 1)
+
+    @property
+    def error(self) -> str | None:
+        """The command's error line, when it has ended with one."""
+        if self.running or self._process.returncode == 0 or self.cancelled:
+            return None
+        self._reader.join(timeout=5)
+        said = [line.strip() for line in self._lines if line.strip()][-LAST_LINES:]
+        named = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+        return (named or said or [f"it ended with exit code {self._process.returncode}"])[-1]
+
+    def cancel(self) -> None:
+        """Ends the command; files that it has finished stay."""
+        self.cancelled = True
+        self._process.terminate()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines = [*self._lines[-LAST_LINES:], line]
+
+
+def _stamp(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _end_with_parent() -> None:
+    """Waits until the pipe from the viewer closes, which it does however the viewer ends."""
+    # Not through a buffered file: Python cannot end while a thread waits in one.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Runs `jacobinerf` with the arguments of this process."""
+    from jacobinerf_ns.cli.main import entrypoint
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    entrypoint()
+
+
+if __name__ == "__main__":
+    main()

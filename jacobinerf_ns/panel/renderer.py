@@ -1,0 +1,123 @@
+"""Nerfstudio's render thread of a browser tab, made steady: an unmoved view is rendered again from what is kept of it,
+an error costs a frame and not the thread, and small frames are as small as the field is slow.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
+from nerfstudio.viewer.utils import CameraState
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
+from torch import Tensor
+
+from jacobinerf_ns.views import SCREEN, Screen
+
+FIRST_RATE = 10_000.0
+"""Rays per second that a field is taken to render before it was timed."""
+SMALLEST = 30
+"""Pixels of the lower side of the smallest frame, as in nerfstudio."""
+
+
+class _Shown(NamedTuple):
+    """What the last complete large frame depends on."""
+
+    pose: Tensor
+    rest: tuple
+
+
+class SteadyRenderer(RenderStateMachine):
+    """Renders the frames of one tab."""
+
+    screen: Screen
+    failed: Callable[[Exception], None]
+
+    def __init__(self, *arguments: Any, screen: Screen, failed: Callable[[Exception], None]) -> None:
+        """`screen` is shared by all tabs; `failed` is told of errors in rendering."""
+        super().__init__(*arguments)
+        self.screen, self.failed = screen, failed
+        self._rate = FIRST_RATE
+        self._shown: _Shown | None = None
+
+    def run(self) -> None:
+        """The thread: all that it renders is for the screen."""
+        SCREEN.set(self.screen)
+        super().run()
+
+    def action(self, action: RenderAction) -> None:
+        """Takes an action; one that does not move the camera of a finished view only renders it again, at full size.
+
+        Nerfstudio would show a small frame first, and the large one half a second later.
+        """
+        if action.action in ("move", "rerender") and self.state == "high" and self._is_shown(action.camera_state):
+            action = RenderAction("step", action.camera_state)
+        super().action(action)
+
+    def refresh(self) -> None:
+        """Asks for a new frame of the tab's camera; nothing happens while the tab has none."""
+        try:
+            state = self.viewer.get_camera_state(self.client)
+        except AssertionError:
+            return
+        self.action(RenderAction("move", state))
+
+    def _render_img(self, camera_state: CameraState) -> Any:
+        if self.state != "high":
+            # It is set when a large frame is asked to stop, also when none was being rendered; then it is left over.
+            self.interrupt_render_flag = False
+        begun, large = self._key(camera_state), self.state == "high"
+        start, before = time.monotonic(), self.screen.queried
+        try:
+            outputs = super()._render_img(camera_state)
+        except IOChangeException:
+            raise
+        except Exception as error:
+            self.failed(error)
+            raise IOChangeException from error
+        queried, seconds = self.screen.queried - before, time.monotonic() - start
+        if queried >= outputs["rgb"][..., 0].numel():
+            self._rate = queried / max(seconds, 1e-6)
+        if large:
+            self._shown = begun
+        return outputs
+
+    def _send_output_to_viewer(self, outputs: dict[str, Any], static_render: bool = True) -> None:
+        """Sends a frame; masks as black and white pictures, since nerfstudio has no colours for truth values."""
+        shown = {
+            name: value.float().expand(-1, -1, 3) if torch.is_tensor(value) and value.dtype == torch.bool else value
+            for name, value in outputs.items()
+        }
+        try:
+            super()._send_output_to_viewer(shown, static_render)
+        except Exception as error:
+            # Another tab may have chosen an output that this frame does not have yet, or this tab was closed.
+            if self.running and self.viewer.control_panel.output_render in shown:
+                self.failed(error)
+
+    def _calculate_image_res(self, aspect_ratio: float) -> tuple[int, int]:
+        """Height and width of the next frame. Nerfstudio's own measure of speed counts kept views as rendered ones."""
+        if self.state == "high":
+            return super()._calculate_image_res(aspect_ratio)
+        largest = self.viewer.control_panel.max_res
+        height = math.sqrt(self._rate / self.target_fps / aspect_ratio)
+        height = int(min(max(round(height, -1), SMALLEST), largest))
+        width = int(height * aspect_ratio)
+        return (height, width) if width <= largest else (max(1, int(largest / aspect_ratio)), largest)
+
+    def _is_shown(self, camera_state: CameraState) -> bool:
+        if self._shown is None:
+            return False
+        now = self._key(camera_state)
+        return now.rest == self._shown.rest and torch.equal(now.pose, self._shown.pose)
+
+    def _key(self, camera_state: CameraState) -> _Shown:
+        controls = self.viewer.control_panel
+        crop = None
+        if controls.crop_viewport:
+            box = controls.crop_obb
+            crop = (*box.R.flatten().tolist(), *box.T.tolist(), *box.S.tolist(), controls.background_color)
+        lens = (camera_state.fov, camera_state.aspect, camera_state.camera_type, camera_state.time)
+        version = getattr(self.viewer.pipeline.model, "weights_version", None)
+        return _Shown(camera_state.c2w, (*lens, controls.max_res, crop, version))

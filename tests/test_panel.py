@@ -1,0 +1,365 @@
+"""The panel without a browser: its thread, its words, its jobs, and what clicks do to the annotation file."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.viewer.viewer import Viewer
+from tiny import start, tiny_capture, tiny_config
+from viewer_process import free_port
+
+from jacobinerf_ns import annotation_changes as changes
+from jacobinerf_ns.annotation_store import read_annotations, write_annotations
+from jacobinerf_ns.annotations import Annotations, SpaceBox, SpaceClick
+from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.job import Job
+from jacobinerf_ns.panel.panel import CPU_RESOLUTION, NEW_VOID, Panel
+from jacobinerf_ns.panel.worker import Worker
+from jacobinerf_ns.views import SCREEN
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+class Stage:
+    """A worker whose tasks write down what they did."""
+
+    def __init__(self) -> None:
+        self.done, self.errors, self.idle = list[str](), list[Exception](), 0
+        self.worker = Worker(self.errors.append, self._count)
+        self.worker.start()
+
+    def post(self, name: str, **options: Any) -> None:
+        self.worker.post(lambda: self.done.append(name), **options)
+
+    def _count(self) -> None:
+        self.idle += 1
+
+
+def test_tasks_are_done_in_order_and_errors_end_only_their_own():
+    stage = Stage()
+    stage.post("first")
+    stage.worker.post(lambda: 1 // 0)  # pyright: ignore
+    stage.post("second")
+    wait_for(lambda: stage.done == ["first", "second"])
+    assert [type(error) for error in stage.errors] == [ZeroDivisionError]
+    wait_for(lambda: stage.idle > 0)
+
+
+def test_of_tasks_with_one_key_the_newest_that_waits_is_done():
+    stage, gate = Stage(), threading.Event()
+    stage.worker.post(lambda: gate.wait(10) and None)
+    for number in range(5):
+        stage.post(f"slider {number}", key="slider")
+    assert stage.worker.waits("slider")
+    gate.set()
+    wait_for(lambda: stage.done == ["slider 4"])
+    assert not stage.worker.waits("slider")
+
+
+def test_typing_waits_for_more_but_is_done_before_a_button():
+    stage = Stage()
+    stage.post("na", key="name", delay=30.0)
+    stage.post("name", key="name", delay=30.0)
+    time.sleep(0.05)
+    assert stage.done == []
+    stage.post("button")
+    wait_for(lambda: stage.done == ["name", "button"], seconds=2)
+
+
+def test_names_are_never_markdown():
+    assert texts.plain("a|b *c* {d} <e>") == r"a\|b \*c\* \{d\} \<e\>"
+    annotations, label = changes.add_label(Annotations(), "| {x} |")
+    rows = texts.table(annotations, {label.id: 0.5}, None).splitlines()
+    assert len(rows) == 3
+    assert rows[2].count(" | ") == 3
+
+
+def test_the_table_counts_seeds_and_shares():
+    annotations, chair = changes.add_label(Annotations(), "chair")
+    annotations, table = changes.add_label(annotations, "table")
+    for negative in (False, False, True):
+        seed = SpaceClick(label=chair.id, negative=negative, origin=(0, 0, 0), direction=(0, 0, 1))
+        annotations = changes.add_seed(annotations, seed)
+    rows = texts.table(annotations, {chair.id: 0.126, table.id: 0.0}, table.id).splitlines()
+    assert rows[2:] == ["| chair | 2 | 1 | 13 % |", "| **table** | 0 | 0 | – |"]
+    assert [texts.percent(share) for share in (0.0, 0.004, 1.0)] == ["none", "0.4 %", "100 %"]
+
+
+def test_a_job_says_why_it_failed(tmp_path: Path):
+    job = Job(["propagate", "--load-config", str(tmp_path / "no.yml"), "--output-dir", str(tmp_path / "out")])
+    wait_for(lambda: not job.running, seconds=90)
+    assert job.error is not None
+    assert "no.yml" in job.error
+    assert "error:" not in job.error
+
+
+def test_a_cancelled_job_is_no_error_and_progress_counts_its_own_files(tmp_path: Path):
+    manifest = tmp_path / "propagation.json"
+    manifest.write_text(json.dumps({"files": ["old.png"]}))
+    job = Job(["demo", "--help"], manifest)
+    assert job.progress is None  # that was an earlier job's
+    manifest.write_text(json.dumps({"files": ["a.png", "b.png"]}))
+    (tmp_path / "a.png").touch()
+    assert job.progress == 0.5
+    job.cancel()
+    wait_for(lambda: not job.running, seconds=60)
+    assert job.error is None
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+    folder = tmp_path_factory.mktemp("panel")
+    trainer = start(tiny_config(tiny_capture(folder / "room"), folder / "out", steps=60))
+    trainer.train()
+    trainer.pipeline.eval()
+    log = trainer.base_dir / "viewer.log"
+    config = ViewerConfig(websocket_port=free_port())
+    found = Viewer(config, log, folder, trainer.pipeline, train_lock=threading.Lock())  # pyright: ignore
+    found.init_scene(trainer.pipeline.datamanager.train_dataset, "completed")  # pyright: ignore
+    yield found
+    found.viser_server.stop()
+
+
+@pytest.fixture
+def panel(viewer: Viewer) -> Panel:
+    found: Panel = viewer.pipeline.panel  # pyright: ignore
+    found._pipeline.model.loads += 1  # nothing is remembered of other tests' clicks
+    found.do(lambda: found.change(lambda _: Annotations()))
+    found.do(lambda: found.say(""))
+    settle(found)
+    return found
+
+
+def settle(panel: Panel) -> None:
+    """Waits until the panel has done all that was asked of it so far."""
+    done = threading.Event()
+    panel.do(done.set)
+    assert done.wait(20)
+
+
+def render(panel: Panel) -> None:
+    """A frame, as a tab's thread renders it."""
+    token = SCREEN.set(panel.screen)
+    try:
+        pipeline = panel._pipeline
+        pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])
+    finally:
+        SCREEN.reset(token)
+    settle(panel)
+
+
+def click_on_pixel(panel: Panel, row: int, col: int, away: bool = False) -> None:
+    """What viser calls when somebody clicks; `away` looks the other way, where nothing is."""
+    camera = panel._pipeline.datamanager.eval_dataset.cameras[0:1]
+    rays = camera.generate_rays(camera_indices=0, coords=torch.tensor([[row + 0.5, col + 0.5]]))
+    direction = rays.directions[0].tolist()
+    event = SimpleNamespace(
+        event_type="click",
+        ray_origin=(rays.origins[0] * 10 + (1e4 if away else 0)).tolist(),
+        ray_direction=direction,
+        screen_pos=[(0.5, 0.5)],
+    )
+    handler = panel.viser_server.scene._scene_pointer_cb
+    assert handler is not None, "nobody waits for a click"
+    handler(event)  # pyright: ignore
+    settle(panel)
+
+
+def press(panel: Panel, negative: bool = False) -> None:
+    panel.do(lambda: panel.clicks.arm("click", negative))
+    settle(panel)
+
+
+def saved(panel: Panel) -> Annotations:
+    return read_annotations(panel._store.path)
+
+
+def test_the_first_click_makes_a_label_and_is_saved(panel: Panel):
+    press(panel)
+    assert "Click on the thing" in panel._status.content
+    click_on_pixel(panel, 9, 12)
+    assert [label.name for label in saved(panel).labels] == ["object 1"]
+    assert [seed.kind for seed in saved(panel).seeds] == ["space"]
+    assert saved(panel).view.propagation.void_below == NEW_VOID
+    assert panel.viser_server.scene._scene_pointer_cb is None  # the camera moves again
+    render(panel)
+    assert "answers in" in panel._status.content
+    assert len(panel._marks._drawn) == 1
+    assert "object 1" in panel.clicks.label.options
+
+
+def test_a_click_on_nothing_leaves_nothing(panel: Panel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jacobinerf_ns.seed_traces.SURFACE", 2.0)  # nothing is that solid
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    render(panel)
+    assert "no surface there" in panel._status.content
+    assert saved(panel).seeds == ()
+    monkeypatch.undo()
+    panel._pipeline.model.loads += 1
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    render(panel)
+    assert len(saved(panel).seeds) == 1
+    assert "answers in" in panel._status.content
+
+
+def test_keep_clicking_and_stop(panel: Panel):
+    panel.clicks._sticky.value = True
+    try:
+        press(panel)
+        for col in (5, 12, 18):
+            click_on_pixel(panel, 9, col)
+        assert len(saved(panel).seeds) == 3
+        panel.do(panel.clicks.disarm)
+        settle(panel)
+        assert panel.viser_server.scene._scene_pointer_cb is None
+        assert panel.clicks._buttons[0].visible
+    finally:
+        panel.clicks._sticky.value = False
+
+
+def test_not_this_needs_something_to_take_away_from(panel: Panel):
+    press(panel, negative=True)
+    assert "takes away" in panel._status.content
+    assert panel.viser_server.scene._scene_pointer_cb is None
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    press(panel, negative=True)
+    click_on_pixel(panel, 2, 2)
+    assert [seed.negative for seed in saved(panel).seeds] == [False, True]
+
+
+def test_undo_redo_clear(panel: Panel):
+    for col in (5, 12):
+        press(panel)
+        click_on_pixel(panel, 9, col)
+    for step, count in (
+        (panel.clicks.undo, 1),
+        (panel.clicks.redo, 2),
+        (panel.clicks.clear, 0),
+        (panel.clicks.undo, 2),
+    ):
+        panel.do(step)
+        settle(panel)
+        assert len(saved(panel).seeds) == count
+    panel.do(panel.clicks.clear)
+    panel.do(panel.clicks.clear)
+    settle(panel)
+    assert "no seeds to clear" in panel._status.content
+
+
+def test_looking_is_nothing_to_undo(panel: Panel):
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    panel.do(lambda: panel.show.set(threshold=0.4))
+    panel.do(panel.clicks.undo)
+    settle(panel)
+    assert saved(panel).seeds == ()
+    assert saved(panel).view.propagation.threshold == 0.4
+
+
+def test_a_box_is_drawn_by_the_tab_it_is_drawn_in(panel: Panel):
+    panel.do(lambda: panel.clicks.arm("rect-select", False))
+    settle(panel)
+    camera = SimpleNamespace(
+        position=np.array([10.0, 20.0, 30.0]), wxyz=np.array([1.0, 0.0, 0.0, 0.0]), fov=np.pi / 2, aspect=1.0
+    )
+    event = SimpleNamespace(
+        event_type="rect-select", client=SimpleNamespace(camera=camera), screen_pos=[(0.25, 0.25), (0.75, 0.75)]
+    )
+    handler: Any = panel.viser_server.scene._scene_pointer_cb
+    handler(event)
+    settle(panel)
+    (box,) = saved(panel).seeds
+    assert isinstance(box, SpaceBox)
+    origin = panel.world.points_to_scene(torch.tensor([box.origin], dtype=torch.float64))[0]
+    assert origin.tolist() == pytest.approx([1, 2, 3])
+
+
+def test_labels_are_named_coloured_chosen_and_deleted(panel: Panel):
+    panel.do(panel.labels.add)
+    panel.do(panel.labels.add)
+    settle(panel)
+    assert [label.name for label in saved(panel).labels] == ["object 1", "object 2"]
+    panel.labels._name.value = "chair"
+    panel.do(panel.labels.rename)
+    settle(panel)
+    panel.labels._colour.value = (1, 2, 3)
+    panel.do(panel.labels.recolour)
+    settle(panel)
+    chair = changes.label_named(saved(panel), "chair")
+    assert chair.colour == (1, 2, 3)
+    panel.labels._name.value = "object 1"
+    panel.do(panel.labels.rename)
+    settle(panel)
+    assert "every name once" in panel._status.content
+    panel.do(lambda: panel.clicks.choose("object 1"))
+    panel.do(panel.labels.delete)
+    settle(panel)
+    assert [label.name for label in saved(panel).labels] == ["chair"]
+    panel.do(panel.labels.delete)
+    panel.do(panel.labels.delete)
+    settle(panel)
+    assert "no label yet" in panel._status.content
+
+
+def test_edits_are_saved_changed_and_taken_back(panel: Panel):
+    panel.do(lambda: panel.edits.edit("Remove"))
+    settle(panel)
+    assert "no label yet" in panel._status.content
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    panel.do(lambda: panel.edits.edit("Recolour"))
+    settle(panel)
+    panel.edits._strength.value = 0.25
+    panel.edits._colour.value = (9, 8, 7)
+    panel.do(panel.edits.adjust)
+    settle(panel)
+    (edit,) = saved(panel).edits
+    assert (edit.kind, edit.strength, edit.colour) == ("recolour", 0.25, (9, 8, 7))
+    panel.do(lambda: panel.edits.edit("None"))
+    settle(panel)
+    assert saved(panel).edits == ()
+
+
+def test_another_program_and_a_damaged_file(panel: Panel):
+    write_annotations(panel._store.path, changes.add_label(Annotations(), "from outside")[0])
+    wait_for(lambda: "from outside" in panel.clicks.label.options)
+    panel._store.path.write_text("{")
+    wait_for(lambda: "not valid JSON" in panel._status.content.replace("\\", ""))
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    assert panel._store.path.read_text() == "{"  # what somebody may want to repair is not overwritten
+    panel._store.path.unlink()
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    assert len(saved(panel).seeds) == 1
+
+
+def test_files_need_a_checkpoint_and_a_click(panel: Panel):
+    settle(panel)
+    assert panel.files._masks.disabled
+    assert "Click on a thing first" in panel.files._state.content
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    assert not panel.files._masks.disabled
+    assert not panel.files._part.disabled
+
+
+def test_on_a_cpu_the_viewer_starts_with_frames_that_it_can_render(viewer: Viewer):
+    assert viewer.control_panel.max_res == CPU_RESOLUTION < 512
