@@ -20,17 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from recipes import JOB_FLAG, Recipe, read_recipe, run_apart, train_variant
+from recipes import (
+    JOB_FLAG,
+    Recipe,
+    Variant,
+    is_trained,
+    open_variant,
+    read_recipe,
+    run_apart,
+    run_folder,
+    train_variant,
+)
+from tables import mean_and_range
 
-from jacobinerf_ns.checkpoints import latest_checkpoint
 from jacobinerf_ns.contenders import Method, Scene
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.evaluating import evaluate
 from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.protocols import Annotator, Protocol
 from jacobinerf_ns.reports import TITLES, write_report
-from jacobinerf_ns.runs import open_run
 
 UNSHAPED: tuple[Method, ...] = ("unshaped", "unshaped-plus", "teacher")
 LEARNT: tuple[Method, ...] = ("dff", "semantic-nerf", "probe")
@@ -87,9 +95,11 @@ class Propagation:
                 owner = by_name.get(recipe.unshaped or recipe.name)
                 if owner is None:
                     raise UserError(f"recipe {recipe.name} takes its plain runs from {recipe.unshaped}: name it too")
-                for source, variant in ((path, "shaped"), (owner, "plain")):
-                    folder = run_folder(self.work_dir, read_recipe(source), variant, seed)
-                    if not (folder / "nerfstudio_models").is_dir():
+                sources: tuple[tuple[Path, Variant], ...] = ((path, "shaped"), (owner, "plain"))
+                for source, variant in sources:
+                    trained = read_recipe(source)
+                    if not is_trained(self.work_dir, trained, variant, seed):
+                        folder = run_folder(self.work_dir, trained, variant, seed)
                         trainings[folder] = ["train", source, self._data(recipe), self.work_dir, variant, seed]
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(lambda t: run_apart(__file__, t[1], t[0] / "training", self.jobs), trainings.items()))
@@ -125,35 +135,26 @@ class Propagation:
         raise UserError(f"no capture for recipe {recipe.name}: add its name and path to --data")
 
 
-def run_folder(work_dir: Path, recipe: Recipe, variant: str, seed: int) -> Path:
-    """Where a run lies."""
-    return work_dir / recipe.name / recipe.method / f"{variant}-{seed}"
-
-
 def train_job(recipe: str, data: str, work_dir: str, variant: str, seed: str) -> None:
     """One training, in this process."""
     assert variant in ("plain", "shaped")
-    train_variant(read_recipe(Path(recipe)), Path(data), Path(work_dir), variant, int(seed))
+    train_variant(read_recipe(Path(recipe)), Path(data), Path(work_dir), variant, int(seed), resume=True)
 
 
 def evaluate_job(recipe_path: str, unshaped_path: str, seed: str, group: str, work_dir: str, report: str) -> None:
     """Both protocols with one group of methods on one pair of runs, in this process."""
     recipe, unshaped = read_recipe(Path(recipe_path)), read_recipe(Path(unshaped_path))
-
-    def load(recipe: Recipe, variant: str) -> JacobiNeRFPipeline:
-        folder = run_folder(Path(work_dir), recipe, variant, int(seed))
-        latest_checkpoint(folder / "nerfstudio_models")
-        return open_run(folder / "config.yml").pipeline
-
+    work, number = Path(work_dir), int(seed)
     compares = any(method in UNSHAPED for methods in GROUPS[group].values() for method in methods)
-    scene = Scene(load(recipe, "shaped"), load(unshaped, "plain") if compares else None)
+    plain = open_variant(work, unshaped, "plain", number) if compares else None
+    scene = Scene(open_variant(work, recipe, "shaped", number), plain)
     found = {}
     for protocol, methods in GROUPS[group].items():
         result = evaluate(scene, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)
         write_report(result, Path(report).with_suffix(""), protocol)
         found[protocol] = result.as_dict()
     with atomic_write(Path(report)) as temporary:
-        temporary.write_text(json.dumps({"seed": int(seed), **found}, indent=1))
+        temporary.write_text(json.dumps({"seed": number, **found}, indent=1))
 
 
 def merged(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -220,8 +221,7 @@ def _cell(runs: Sequence[dict[str, Any]], protocol: str, method: str, measure: s
     if not values:
         return "–"
     fewer = f" [{len(values)}]" if len(values) < len(runs) else ""
-    spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}{fewer}"
+    return f"{mean_and_range(values)}{fewer}"
 
 
 if __name__ == "__main__":

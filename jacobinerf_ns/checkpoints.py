@@ -56,6 +56,11 @@ def model_state(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith("lpips.")}
 
 
+def unwrapped(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A pipeline's state as one process has it, without the `module.` that training in several puts into names."""
+    return {key.replace(f"{MODEL_PREFIX}module.", MODEL_PREFIX): value for key, value in pipeline_state.items()}
+
+
 def is_nerfacto(state: Mapping[str, Tensor]) -> bool:
     """Whether a model's state is that of plain nerfacto, whose colour head is one piece."""
     return any(key.startswith(("field.mlp_head.layers.", "field.mlp_head.tcnn_encoding")) for key in state)

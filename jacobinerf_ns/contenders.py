@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -99,14 +99,18 @@ class Scene:
             self._stores[split] = self.shaped.datamanager.teacher_store(split)
         return self._stores[split]
 
+    def rays(self, split: Split, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
+        """Rays through the centres of pixels of a split's images."""
+        data = self.shaped.datamanager
+        cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
+        return cameras.generate_rays(
+            camera_indices=pixels[:, :1].to(cameras.device), coords=pixels[:, 1:].to(cameras.device) + 0.5
+        ).to(self.shaped.model.device)
+
     @torch.no_grad()
     def look(self, split: Split, pixels: Int[Tensor, "rays 3"]) -> Sight:
         """Traces pixels of a split's images; the pixels' centres, exactly as in training."""
-        data = self.shaped.datamanager
-        cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
-        rays = cameras.generate_rays(
-            camera_indices=pixels[:, :1].to(cameras.device), coords=pixels[:, 1:].to(cameras.device) + 0.5
-        ).to(self.shaped.model.device)
+        rays = self.rays(split, pixels)
         plain = None if self.plain is None else self.plain.model.trace(rays)
         return Sight(split, pixels, rays, self.shaped.model.trace(rays), plain)
 
@@ -123,6 +127,10 @@ class Exercise(NamedTuple):
     """The same as a user's file has it."""
     folder: Path
     """Where the annotations' masks are."""
+    split: Split = "train"
+    """That the labelled image is of."""
+    positive: Bool[Tensor, "pixels"] | None = None
+    """False: the pixel is not of its label; none: all are."""
 
     @property
     def pixels(self) -> Int[Tensor, "rays 3"]:
@@ -197,14 +205,14 @@ def _ours(keeper: LabelKeeper, exercise: Exercise, config: PropagationConfig, pl
 
 
 def _network(scene: Scene, exercise: Exercise) -> Fitted:
-    sight = scene.look("train", exercise.pixels)
+    sight = scene.look(exercise.split, exercise.pixels)
     network = train_aggregator(sight.traced.jacobians, exercise.positions, len(exercise.ids))
     return Fitted(lambda sight: network(sight.traced.jacobians))
 
 
 def _nearest(vectors: Tensor, exercise: Exercise, look: Callable[[Sight], Tensor]) -> Fitted:
     """The same nearest prototypes and votes that ours gets, on other vectors."""
-    known = torch.ones_like(exercise.positions, dtype=torch.bool)
+    known = torch.ones_like(exercise.positions, dtype=torch.bool) if exercise.positive is None else exercise.positive
     prototypes = Prototypes(vectors, exercise.positions, known, torch.ones_like(vectors[:, 0]))
 
     def scores(sight: Sight) -> Scores:
@@ -216,13 +224,13 @@ def _nearest(vectors: Tensor, exercise: Exercise, look: Callable[[Sight], Tensor
 
 def _teacher(scene: Scene, exercise: Exercise) -> Fitted:
     """2D nearest neighbour in the teacher's features of the photographs: sees every photograph that it labels."""
-    vectors = scene.teacher_store("train").sample(exercise.pixels)
+    vectors = scene.teacher_store(exercise.split).sample(exercise.pixels)
     return _nearest(vectors, exercise, lambda sight: scene.teacher_store(sight.split).sample(sight.pixels))
 
 
 def _dff(scene: Scene, exercise: Exercise) -> Fitted:
     """Teacher features distilled into a 3D field of their own (DFF), then nearest prototypes."""
-    sight = scene.look("train", exercise.pixels)
+    sight = scene.look(exercise.split, exercise.pixels)
 
     def look(sight: Sight) -> Tensor:
         return scene.feature_field.rendered(sight.traced)
@@ -232,14 +240,14 @@ def _dff(scene: Scene, exercise: Exercise) -> Fitted:
 
 def _semantic_nerf(scene: Scene, exercise: Exercise) -> Fitted:
     """A semantic head on the frozen geometry, trained with cross-entropy on the labelled pixels (Semantic-NeRF)."""
-    sight = scene.look("train", exercise.pixels)
+    sight = scene.look(exercise.split, exercise.pixels)
     head = train_semantic_head(scene.shaped, sight.rays, exercise.positions, len(exercise.ids))
     return Fitted(lambda sight: head.rendered(sight.traced))
 
 
 def _probe(scene: Scene, exercise: Exercise) -> Fitted:
     """A linear classifier on the frozen field's rendered activations (Semantic-SRN)."""
-    sight = scene.look("train", exercise.pixels)
+    sight = scene.look(exercise.split, exercise.pixels)
     probe = linear_probe(rendered_activations(sight.traced), exercise.positions, len(exercise.ids))
     return Fitted(lambda sight: probe.logits(rendered_activations(sight.traced)))
 

@@ -1,9 +1,11 @@
 """Adds the teacher's features at the sampled pixels to each training batch."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -18,6 +20,11 @@ from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore, open_store
+from jacobinerf_ns.image_cache import as_floats, float_bytes, images_as_bytes
+from jacobinerf_ns.label_folders import add_label_maps
+
+LARGE_CAPTURE = 2 << 30
+"""Bytes of images as floats from which on a data set is held as bytes: about 600 images of 640x480."""
 
 
 @dataclass
@@ -34,6 +41,12 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Dimensions the features are reduced to by PCA over all training images; None keeps them all."""
     center_features: bool = False
     """Take the mean feature of the training images off, so that what all pixels share does not count as likeness."""
+    images_as_bytes: bool | None = None
+    """Hold images as bytes instead of floats, in a quarter of the memory, with the same colours (those blended with a
+    background are rounded). By default only large data sets, whose floats would take 2 GiB or more."""
+    label_dir: Path | None = None
+    """Folder with ground truth for a capture of any format: index PNGs named like the images, in `semantics` and
+    `instances` or in the folder itself (classes); and `classes.json`. Instead of label maps that the capture has."""
     cache_dir: Path | None = None
     """Folder for extracted features; None is jacobinerf-ns/features in $XDG_CACHE_HOME (by default ~/.cache)."""
 
@@ -45,6 +58,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     """
 
     config: FeatureDataManagerConfig
+    eval_dataparser_outputs: DataparserOutputs
     _store: FeatureStore | None = None
     _from_step: int = 0
 
@@ -60,6 +74,37 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         frames = self.frames("train")
         self._store = open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features)
         self._from_step = from_step
+
+    def create_train_dataset(self) -> InputDataset:
+        """Nerfstudio's data set; all splits are parsed before, and get the label maps of `label_dir`.
+
+        Rendering alone needs no ground truth, which may be gone by then.
+        """
+        self.eval_dataparser_outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        if self.config.label_dir is not None and self.test_mode != "inference":
+            add_label_maps(self.config.label_dir, (self.train_dataparser_outputs, self.eval_dataparser_outputs))
+        return super().create_train_dataset()
+
+    def create_eval_dataset(self) -> InputDataset:
+        """Nerfstudio's data set."""
+        return self.dataset_type(
+            dataparser_outputs=self.eval_dataparser_outputs, scale_factor=self.config.camera_res_scale_factor
+        )
+
+    def setup_train(self) -> None:
+        """Nerfstudio's set-up; a large capture is held as bytes."""
+        with self._images_of(self.train_dataset):
+            super().setup_train()
+
+    def setup_eval(self) -> None:
+        """Nerfstudio's set-up; a large data set is held as bytes."""
+        with self._images_of(self.eval_dataset):
+            super().setup_eval()
+
+    def _images_of(self, dataset: InputDataset) -> AbstractContextManager[None]:
+        chosen = self.config.images_as_bytes
+        large = float_bytes(dataset.cameras) >= LARGE_CAPTURE if chosen is None else chosen
+        return images_as_bytes() if large else nullcontext()
 
     @property
     def feature_store(self) -> FeatureStore | None:
@@ -77,14 +122,25 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         """The images of a split, as extractors want them."""
         if split == "train":
             return list_frames(self.train_dataparser_outputs, self.train_dataset.cameras)
-        return list_frames(self.dataparser.get_dataparser_outputs(split=self.test_split), self.eval_dataset.cameras)
+        return list_frames(self.eval_dataparser_outputs, self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """A training batch, with `features` [rays dim] (float32, on our device) once prepared and due."""
-        rays, batch = super().next_train(step)
+        rays, batch = _with_floats(super().next_train(step))
         if self._store is not None and step >= self._from_step:
             batch["features"] = self._store.sample(batch["indices"]).to(self.device)
         return rays, batch
+
+    def next_eval(self, step: int) -> tuple[RayBundle, dict]:
+        """An evaluation batch, as nerfstudio makes it."""
+        return _with_floats(super().next_eval(step))
+
+
+def _with_floats(sampled: tuple[RayBundle, dict]) -> tuple[RayBundle, dict]:
+    rays, batch = sampled
+    if batch["image"].dtype == torch.uint8:
+        batch["image"] = as_floats(batch["image"])
+    return rays, batch
 
 
 def list_frames(outputs: DataparserOutputs, cameras: Cameras) -> list[Frame]:

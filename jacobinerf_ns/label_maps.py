@@ -18,7 +18,8 @@ from jacobinerf_ns.errors import UserError
 VOID_ID = 0
 """Index of pixels without ground truth, in semantic and in instance maps."""
 
-_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "I")
+INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "I")
+"""Pillow's modes of images with one whole number per pixel."""
 
 
 def read_label_map(
@@ -47,7 +48,7 @@ def read_label_map(
             f"label map {path} is {found[1]}x{found[0]} pixels (width x height), expected {wanted}: "
             "label maps need the size of their image"
         )
-    rows, columns = _centres(found[0], size[0]), _centres(found[1], size[1])
+    rows, columns = centres(found[0], size[0]), centres(found[1], size[1])
     return torch.from_numpy(ids[rows[:, None], columns[None, :]])
 
 
@@ -92,7 +93,7 @@ def _read_indices(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode not in _INDEX_MODES:
+            if image.mode not in INDEX_MODES:
                 raise UserError(
                     f"label map {path} is a {image.mode} image, expected one 8- or 16-bit index per pixel: "
                     "save ids as a greyscale or palette PNG, not as colours"
@@ -104,7 +105,7 @@ def _read_indices(path: Path) -> np.ndarray:
         raise UserError(f"label map {path} cannot be read ({error}): expected a PNG, write the file again") from error
 
 
-def _centres(original: int, size: int) -> np.ndarray:
+def centres(original: int, size: int) -> np.ndarray:
     """Original pixel index under the centre of each of `size` pixels along one axis of `original` pixels.
 
     Downscaling by a whole factor drops what does not fill a pixel at the far edge (cameras are rescaled by exactly that

@@ -18,6 +18,7 @@ from jacobinerf_ns import jacobian, shaping
 from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
+from jacobinerf_ns.gathering import gather_rows
 from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
 from jacobinerf_ns.lpips import LazyLpips
 from jacobinerf_ns.propagation import decide, decide_view
@@ -43,7 +44,7 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
-    on a GPU, at most 1024 on a CPU (paper: 64)."""
+    on a GPU, at most 1024 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
     """Layers whose Jacobian is shaped: the RGB layer (paper), or the last two layers (`rgb+trunk`)."""
     detach_rendering_weights: bool = True
@@ -217,9 +218,8 @@ class JacobiNeRFModel(NerfactoModel):
         if "jacobians" in outputs:
             features = batch["features"].to(self.device)[outputs["anchors"]]
             with torch.autocast(device_type=self.device.type, enabled=False):
-                terms, threshold = shaping.shaping_terms(
-                    outputs["jacobians"], features.float(), self.pair_threshold, self.config.shaping
-                )
+                jacobians, features = gather_rows(outputs["jacobians"]), gather_rows(features.float())
+                terms, threshold = shaping.shaping_terms(jacobians, features, self.pair_threshold, self.config.shaping)
             self.pair_threshold.copy_(threshold)
             metrics.update(terms._asdict(), pair_threshold=self.pair_threshold.clone())
         return metrics

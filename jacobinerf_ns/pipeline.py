@@ -4,13 +4,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from jacobinerf_ns import checkpoints
 from jacobinerf_ns.annotated_scores import annotated_scores
@@ -18,6 +19,7 @@ from jacobinerf_ns.annotation_store import AnnotationStore
 from jacobinerf_ns.annotations import Annotations
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
+from jacobinerf_ns.gathering import rank_zero_first
 from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.panel.panel import Panel
@@ -63,15 +65,22 @@ class JacobiNeRFPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: GradScaler | None = None,
     ) -> None:
-        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        trains = self._trains = test_mode == "val"
-        if trains and self.model.config.shaping.active:
-            self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
+        # Downscaled images and features are made once; nerfstudio's own wrapping for many processes wants GPUs.
+        with rank_zero_first():
+            super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
+            trains = self._trains = test_mode == "val"
+            if trains and self.model.config.shaping.active:
+                self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
         self.labels: LabelKeeper | None = None
         if config.annotations is not None:
             self.show_labels(config.annotations)
         # The viewer looks for its panels among a pipeline's attributes.
         self.panel = Panel(self)
+        self.world_size = world_size
+        if world_size > 1:
+            places = None if self.device.type == "cpu" else [local_rank]
+            shared = DistributedDataParallel(self.model, device_ids=places, find_unused_parameters=True)
+            self._model = cast(JacobiNeRFModel, shared)
 
     @property
     def world(self) -> WorldFrame:

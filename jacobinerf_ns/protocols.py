@@ -83,7 +83,7 @@ def read_truth(frames: Sequence[Frame], truth: Truth = "semantics") -> list[Int[
     if bare:
         raise UserError(
             f"no ground truth for {len(bare)} of {len(frames)} images (first: {bare[0]}): evaluation needs "
-            f"{truth}_path per frame in transforms.json"
+            f"{truth} maps, in the capture or in a folder given as label-dir"
         )
     known = [path for path in paths if path is not None]
     return [read_label_map(path, f.size, f.original_size) for path, f in zip(known, frames, strict=True)]

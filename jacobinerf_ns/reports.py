@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from rich.table import Table
 from torch import Tensor
 
 from jacobinerf_ns.annotations import PALETTE
+from jacobinerf_ns.contenders import Method
 from jacobinerf_ns.evaluating import MEASURES, Report
 from jacobinerf_ns.files import writing
 from jacobinerf_ns.label_maps import VOID_ID
+from jacobinerf_ns.object_evaluation import OBJECT_MEASURES, ObjectReport
 from jacobinerf_ns.pictures import Tile, write_sheet
 
 TITLES = {
@@ -39,13 +42,48 @@ def table(report: Report) -> Table:
     for heading in ("method", "mIoU", "mIoU, labelled", "accuracy", "class average"):
         found.add_column(heading, justify="left" if heading == "method" else "right")
     for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "miou")):
-        cells = []
-        for measure in MEASURES:
-            values = [getattr(scores, measure) for scores in per_seed]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in MEASURES]
         found.add_row(TITLES[method], *cells)
     return found
+
+
+def object_table(reports: Mapping[str, ObjectReport]) -> Table:
+    """A row per scene (by name) and method, and the means over scenes where there are several."""
+    found = Table(title="one object: the reference marked, the other views that have a mask scored")
+    headings = ("scene", "reference", "views", "method", "IoU", "IoU, pooled", "accuracy")
+    for heading in headings:
+        found.add_column(heading, justify="left" if heading in ("scene", "reference", "method") else "right")
+    for name, report in reports.items():
+        facts = (name, report.reference, str(len(report.views)))
+        for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "iou")):
+            cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in OBJECT_MEASURES]
+            found.add_row(*facts, TITLES[method], *cells)
+            facts = ("", "", "")
+        found.add_section()
+    if len(reports) > 1:
+        for i, (method, means) in enumerate(object_means(list(reports.values())).items()):
+            found.add_row("" if i else "mean", "", "", TITLES[method], *(f"{value:.3f}" for value in means.values()))
+    return found
+
+
+def object_means(reports: Sequence[ObjectReport]) -> dict[Method, dict[str, float]]:
+    """Every measure's mean over scenes, per method; each scene counts once."""
+    return {
+        method: {
+            measure: statistics.mean(report.mean(method, measure) for report in reports) for measure in OBJECT_MEASURES
+        }
+        for method in reports[0].scores
+    }
+
+
+def write_object_means(reports: Mapping[str, ObjectReport], path: Path) -> None:
+    """Scenes by name and the means over them, as JSON. Errors: `UserError` for a file that cannot be written."""
+    content = {
+        "scenes": {name: report.as_dict() for name, report in reports.items()},
+        "mean": object_means(list(reports.values())),
+    }
+    with writing(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def class_table(report: Report) -> Table:
@@ -63,7 +101,7 @@ def class_table(report: Report) -> Table:
     return found
 
 
-def write_report(report: Report, folder: Path, name: str) -> list[Path]:
+def write_report(report: Report | ObjectReport, folder: Path, name: str) -> list[Path]:
     """Writes NAME.json, and NAME.png where views were kept. Errors: `UserError` for a folder that cannot be written."""
     written = [folder / f"{name}.json"]
     with writing(written[0], overwrite=True) as temporary:
@@ -75,7 +113,7 @@ def write_report(report: Report, folder: Path, name: str) -> list[Path]:
     return written
 
 
-def picture_rows(report: Report) -> list[list[Tile]]:
+def picture_rows(report: Report | ObjectReport) -> list[list[Tile]]:
     """A row per view: photograph, truth, then prediction and errors of every method."""
     rows = []
     for shown in report.shown:
@@ -87,6 +125,12 @@ def picture_rows(report: Report) -> list[list[Tile]]:
             row.append(Tile(colours[wrong.long()], f"errors: {float(wrong.float().mean()):.1%}"))
         rows.append(row)
     return rows
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean over seeds, and how far they differ where there are several."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def paint(ids: Int[Tensor, "height width"]) -> Float[Tensor, "height width 3"]:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -102,17 +102,18 @@ def spread(pixels: Int[np.ndarray, "pixels 2"], count: int) -> Int[np.ndarray, "
     return pixels[np.argsort(key, kind="stable")[steps]]
 
 
-def find_image(name: str, filenames: Sequence[Path]) -> int:
+def find_image(name: str, filenames: Sequence[Path], kind: str = "training images") -> int:
     """Index of the image of that name among a run's images.
 
     `name` has as many parent folders as it needs, and may leave its suffix out. A copy of other size counts as the
-    image: `images_4/1.jpg` (nerfstudio's) and `1.png` (ours) are found by `images/1.jpg`.
+    image: `images_4/1.jpg` (nerfstudio's) and `1.png` (ours) are found by `images/1.jpg`. `kind` says in messages what
+    is listed.
 
     Raises:
         UserError: no such image (with the closest names), or more than one.
     """
-    wanted = _normal(PurePosixPath(name.replace("\\", "/")))
-    listed = [_normal(PurePosixPath(path.as_posix())) for path in filenames]
+    wanted = unscaled(PurePosixPath(name.replace("\\", "/")))
+    listed = [unscaled(PurePosixPath(path.as_posix())) for path in filenames]
     same: list[Callable[[PurePosixPath], bool]] = [
         lambda path: path.name == wanted.name,
         lambda path: path.stem == wanted.name,
@@ -132,7 +133,7 @@ def find_image(name: str, filenames: Sequence[Path]) -> int:
                 f"image {name!r} is ambiguous: found {filenames[found[0]]} and {filenames[found[1]]}: "
                 "give its folder too"
             )
-    raise UserError(_unknown_image(name, filenames))
+    raise UserError(_unknown_image(name, filenames, kind))
 
 
 def image_name(filenames: Sequence[Path], index: int) -> str:
@@ -145,15 +146,13 @@ def image_name(filenames: Sequence[Path], index: int) -> str:
     return filenames[index].as_posix()
 
 
-def _unknown_image(name: str, filenames: Sequence[Path]) -> str:
+def _unknown_image(name: str, filenames: Sequence[Path], kind: str) -> str:
     names = [path.name for path in filenames]
     close = difflib.get_close_matches(PurePosixPath(name).name, names, n=3, cutoff=0.4) or names[:3]
-    return (
-        f"no image {name!r} among the {len(names)} training images: did you mean {' or '.join(dict.fromkeys(close))}?"
-    )
+    return f"no image {name!r} among the {len(names)} {kind}: did you mean {' or '.join(dict.fromkeys(close))}?"
 
 
-def _normal(path: PurePosixPath) -> PurePosixPath:
+def unscaled(path: PurePath) -> PurePosixPath:
     """nerfstudio keeps smaller copies of `images/` in `images_2/`, `images_4/`, ...: the same images."""
     return PurePosixPath(*(re.sub(r"^images_\d+$", "images", part) for part in path.parts))
 

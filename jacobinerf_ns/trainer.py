@@ -1,19 +1,21 @@
 """Training that survives: paths that mean the same everywhere, whole checkpoints, resumes that go on exactly."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from jacobinerf_ns import checkpoints
+from jacobinerf_ns import checkpoints, gathering
 from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.processes import prepare_launcher
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
@@ -46,6 +48,8 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
             CONSOLE.print("No GPU found: training on the CPU (jacobinerf-lite is made for it).")
             self.machine.device_type = "cpu"
+        if self.machine.num_devices * self.machine.num_machines > 1:
+            prepare_launcher(self.machine.device_type)
         make_paths_absolute(self)
         if self.pipeline.annotations is None:
             self.pipeline.annotations = self.get_base_dir().absolute() / ANNOTATIONS_NAME
@@ -69,26 +73,32 @@ class JacobiNeRFTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Builds pipeline, optimisers and viewer; bad input ends in one line."""
+        if gathering.rank() > 0:
+            CONSOLE.quiet = True  # rank 0 says it all
         with one_line_exit():
             super().setup(test_mode)
 
     def train(self) -> None:
         """The training loop; bad input that only shows there ends in one line too."""
-        with one_line_exit():
+        outputs = self.pipeline.datamanager.train_dataparser_outputs
+        written_by_another = mock.patch.object(outputs, "save_dataparser_transform") if gathering.rank() > 0 else None
+        with one_line_exit(), written_by_another or nullcontext():
             super().train()
 
-    @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Saves model, optimisers and what makes a resume exact, whole or not at all.
+        """Saves model, optimisers and what makes a resume exact, whole or not at all; every process has to call it.
 
         The file is written outside `nerfstudio_models`, where nerfstudio parses every name, and then moved there: a run
         that is killed while saving leaves the last checkpoint as it was.
         """
+        random = gathering.gather_objects(_random_state(self.device))
+        if gathering.rank() > 0:
+            return
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         target = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         temporary = self.base_dir / f".{target.name}.part"
         with temporary.open("wb") as file:
-            torch.save(self._state(step), file)
+            torch.save({**self._state(step), "random": random[0], "random_of_others": random[1:]}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -101,11 +111,10 @@ class JacobiNeRFTrainer(Trainer):
         sampler = self.pipeline.model.proposal_sampler
         return {
             "step": step,
-            "pipeline": self.pipeline.state_dict(),
+            "pipeline": checkpoints.unwrapped(self.pipeline.state_dict()),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            "random": _random_state(),
             "proposal_sampler": {"step": sampler._step, "since_update": sampler._steps_since_update},
         }
 
@@ -132,7 +141,7 @@ class JacobiNeRFTrainer(Trainer):
         sampler = self.pipeline.model.proposal_sampler
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]
-        _restore_random_state(loaded["random"])
+        self._restore_random_state([loaded["random"], *loaded.get("random_of_others", [])], step)
         CONSOLE.print(f"Resuming {path} after step {step}.", soft_wrap=True)
 
     def _checkpoint_path(self) -> Path | None:
@@ -147,6 +156,19 @@ class JacobiNeRFTrainer(Trainer):
             return config.load_dir / f"step-{config.load_step:09d}.ckpt"
         return checkpoints.latest_checkpoint(config.load_dir)
 
+    def _restore_random_state(self, states: list[dict[str, Any]], step: int) -> None:
+        """Goes on with the generators of the process of our rank, or with new ones where the run had fewer processes.
+
+        Were those of another rank taken, two processes would draw the same rays from then on.
+        """
+        rank = gathering.rank()
+        if rank >= len(states):
+            torch.manual_seed(self.config.machine.seed + rank + step)
+            return
+        torch.set_rng_state(states[rank]["cpu"])
+        if states[rank]["devices"] and self.device.startswith("cuda"):
+            torch.cuda.set_rng_state(states[rank]["devices"][0], self.device)
+
     def _advance_schedules(self, step: int) -> None:
         """Puts fresh schedules where they would be after `step` steps: a trained field wants small learning rates."""
         for scheduler in self.optimizers.schedulers.values():
@@ -155,12 +177,6 @@ class JacobiNeRFTrainer(Trainer):
                 group["lr"] = float(rate)
 
 
-def _random_state() -> dict[str, Any]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _random_state(device: str) -> dict[str, Any]:
+    devices = [torch.cuda.get_rng_state(device)] if device.startswith("cuda") else []
     return {"cpu": torch.get_rng_state(), "devices": devices}
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["devices"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["devices"])

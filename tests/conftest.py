@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 # The mathematics is checked against its own shape annotations while the tests run.
 CHECKED = (
     "jacobian",
+    "gathering",
+    "correspondence",
     "shaping",
     "metrics",
     "propagation",

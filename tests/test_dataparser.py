@@ -138,6 +138,8 @@ def test_capture_without_labels(capture: Path) -> None:
     keys = ("semantics_path", "instances_path")
     _edit(capture, frames=[{key: frame[key] for key in frame if key not in keys} for frame in meta["frames"]])
     (capture / "classes.json").unlink()
+    for name in ("semantics", "instances"):
+        (capture / name).rename(capture / f"other {name}")
     metadata = _outputs(capture).metadata
     assert metadata["semantics_filenames"] is metadata["instances_filenames"] is metadata["classes"] is None
 

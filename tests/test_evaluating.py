@@ -127,14 +127,15 @@ def test_unshaped_without_a_run_says_what_to_give(scene):
 
 def test_command_writes_numbers_and_pictures(trained, tmp_path):
     config = trained.base_dir / "config.yml"
-    report = Evaluate(config, methods=("2d",), seeds=(0,), stride=3, pictures=1, output_dir=tmp_path).main()
+    report = Evaluate((config,), methods=("2d",), seeds=(0,), stride=3, pictures=1, output_dir=tmp_path).main()
+    assert isinstance(report, evaluating.Report)
     written = json.loads((tmp_path / "sparse.json").read_text())
     assert written["methods"]["2d"]["mean"]["miou"] == report.mean("2d", "miou")
     assert (tmp_path / "sparse.png").stat().st_size > 1000
     with pytest.raises(UserError, match="--unshaped-config"):
-        Evaluate(config, methods=("unshaped",)).main()
+        Evaluate((config,), methods=("unshaped",)).main()
     with pytest.raises(UserError, match="stride 0"):
-        Evaluate(config, stride=0).main()
+        Evaluate((config,), stride=0).main()
 
 
 def test_reports_name_a_folder_that_cannot_be_written(scene, tmp_path):

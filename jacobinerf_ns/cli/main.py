@@ -13,6 +13,7 @@ from jacobinerf_ns.cli.export import Export
 from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.cli.propagate import Propagate
 from jacobinerf_ns.cli.query import Query
+from jacobinerf_ns.cli.transfer import Transfer
 from jacobinerf_ns.errors import one_line_exit
 
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "distil": Distil,
     "query": Query,
+    "transfer": Transfer,
     "import": Import,
     "export-seeds": ExportSeeds,
 }

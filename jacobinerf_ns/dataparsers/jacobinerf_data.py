@@ -19,6 +19,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.label_folders import folder_beside, label_files
 from jacobinerf_ns.label_maps import read_classes
 
 Meta = dict[str, Any]
@@ -46,7 +47,8 @@ class JacobiNeRFDataParser(Nerfstudio):
     """Reads a capture for one split; `metadata` of its outputs holds what our datamanager and evaluation need.
 
     Beyond nerfstudio's: `semantics_filenames` and `instances_filenames` (one path per image, or None), `classes` (names
-    by id, or None) and `original_sizes` ((height, width) in pixels of each image before downscaling).
+    by id, or None) and `original_sizes` ((height, width) in pixels of each image before downscaling). Label maps that
+    transforms.json does not name are looked for in the folders `semantics` and `instances` of the capture.
     """
 
     config: JacobiNeRFDataParserConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,7 +90,12 @@ class JacobiNeRFDataParser(Nerfstudio):
         by_image = {_join(folder, frame["file_path"]): frame for frame in frames}
         used = [by_image[path] for path in outputs.image_filenames]
         for key, name in _LABEL_KEYS.items():
-            outputs.metadata[name] = _listed_files(frames, used, key, folder, json_path)
+            files = _listed_files(frames, used, key, folder, json_path)
+            beside = folder_beside(folder, key.removesuffix("_path")) if files is None else None
+            if beside is not None:
+                found = dict(zip(by_image, label_files(beside, list(by_image)), strict=True))
+                files = [found[path] for path in outputs.image_filenames]
+            outputs.metadata[name] = files
         classes = folder / "classes.json"
         outputs.metadata["classes"] = read_classes(classes) if classes.exists() else None
         heights, widths = outputs.cameras.height.flatten().tolist(), outputs.cameras.width.flatten().tolist()

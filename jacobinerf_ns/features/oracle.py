@@ -1,5 +1,7 @@
 """Teacher of chosen quality, made from the data's own label maps: stands in where no weights are to be had."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, file_digest, fingerprint_of, pool_cells
-from jacobinerf_ns.label_maps import VOID_ID, read_label_map
+from jacobinerf_ns.label_maps import VOID_ID, read_classes, read_label_map
 
 DIMENSIONS = 64
 _CLASS, _INSTANCE, _NOISE = range(3)  # Keeps the random streams of one seed apart.
+_NAMES_WITHIN = 3  # Folders above a label map that may hold its class names.
 
 
 @dataclass
@@ -30,6 +33,9 @@ class OracleConfig:
     """Also tell instances of one class apart (adds one random vector per instance)."""
     seed: int = 0
     """Seed of the class vectors and of the noise."""
+    by_name: bool = False
+    """Make class vectors of the classes' names, which the nearest `classes.json` above a label map gives, instead of
+    their ids: captures with other ids then share a feature space, as they do with a real teacher."""
 
     def setup(self, device: torch.device | str = "cpu") -> "OracleExtractor":
         """The extractor; it works on the CPU whatever the device."""
@@ -45,11 +51,13 @@ class OracleExtractor:
                 f"oracle: patch size {config.patch_size} and noise {config.noise:g} given, "
                 "expected a size of at least 1 pixel and a noise of at least 0"
             )
+        if config.by_name and config.per_instance:
+            raise UserError("oracle: per instance and by name given, but instances have no names to share: choose one")
         self.config = config
 
     def fingerprint(self) -> str:
-        """Hash of the settings."""
-        return fingerprint_of("oracle", self.config)
+        """Hash of the settings; that of class vectors by id is what it was before there were others."""
+        return fingerprint_of("oracle", self.config, ignore=() if self.config.by_name else ("by_name",))
 
     def check(self, frames: Sequence[Frame]) -> None:
         """Errors: `UserError` when frames have no label map of a kind that is needed."""
@@ -58,13 +66,15 @@ class OracleExtractor:
             if bare:
                 raise UserError(
                     f"the oracle teacher needs label maps, and {len(bare)} of {len(frames)} images have no {kind} map "
-                    f"(first: {bare[0].path.name}): give {kind}_path per frame in transforms.json, or choose another "
-                    "teacher (dino, handcrafted, precomputed)"
+                    f"(first: {bare[0].path.name}): give {kind}_path per frame in transforms.json or "
+                    "a folder by --pipeline.datamanager.label-dir, or choose another teacher (dino, handcrafted, "
+                    "precomputed)"
                 )
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """Label maps, the size they are read at, and the image, whose bytes seed the noise."""
-        return [frame.path, *self._label_paths(frame), f"{frame.size} of {frame.original_size}"]
+        """Label maps, the size they are read at, the names, and the image, whose bytes seed the noise."""
+        names = [json.dumps(self._names(frame))] if self.config.by_name else []
+        return [frame.path, *self._label_paths(frame), f"{frame.size} of {frame.original_size}", *names]
 
     def extract(self, frame: Frame) -> FeatureGrid:
         """Grid of `patch_size` cells, made to tile the image evenly where its size is not a multiple.
@@ -72,7 +82,7 @@ class OracleExtractor:
         The noise is seeded by the bytes of the image, so it differs between images and is the same wherever they lie.
         """
         maps = [read_label_map(p, frame.size, frame.original_size) for p in self._label_paths(frame)]
-        pixels = self._vectors(_CLASS, maps[0])
+        pixels = self._vectors(_CLASS, maps[0], self._names(frame) if self.config.by_name else None)
         if len(maps) > 1:
             pixels = pixels + self._vectors(_INSTANCE, maps[1])
         clean = pool_cells(pixels, self.config.patch_size)
@@ -82,10 +92,25 @@ class OracleExtractor:
         paths = [frame.semantics, frame.instances] if self.config.per_instance else [frame.semantics]
         return [path for path in paths if path is not None]
 
-    def _vectors(self, stream: int, labels: Int[Tensor, "height width"]) -> Float[Tensor, "height width dim"]:
-        """Unit vector of each label; void, about which nothing is known, has the zero vector."""
+    def _names(self, frame: Frame) -> dict[int, str]:
+        """Class names by id. Errors: `UserError` when no folder above the label map has them."""
+        assert frame.semantics is not None
+        for folder in list(frame.semantics.absolute().parents)[:_NAMES_WITHIN]:
+            if (folder / "classes.json").is_file():
+                return read_classes(folder / "classes.json")
+        raise UserError(
+            f"the oracle teacher by name finds no classes.json in the {_NAMES_WITHIN} folders above {frame.semantics}: "
+            "put one there, or leave --by-name out"
+        )
+
+    def _vectors(
+        self, stream: int, labels: Int[Tensor, "height width"], names: dict[int, str] | None = None
+    ) -> Float[Tensor, "height width dim"]:
+        """Unit vector of each label, or of its name; void, about which nothing is known, has the zero vector."""
         ids, place = labels.unique(return_inverse=True)
-        streams = [np.random.default_rng([self.config.seed, stream, label]) for label in ids.tolist()]
+        known = names or {}
+        words = [_number_of(known[label]) if label in known else label for label in ids.tolist()]
+        streams = [np.random.default_rng([self.config.seed, stream, word]) for word in words]
         table = np.stack([rng.normal(size=DIMENSIONS) for rng in streams])
         table /= np.linalg.norm(table, axis=1, keepdims=True)
         table[ids.numpy() == VOID_ID] = 0
@@ -95,3 +120,8 @@ class OracleExtractor:
         rng = np.random.default_rng([self.config.seed, _NOISE, int(image[:16], 16)])
         std = self.config.noise * clean.norm(dim=-1).mean() / DIMENSIONS**0.5
         return torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype=np.float32)) * std
+
+
+def _number_of(name: str) -> int:
+    """A seed made of a class name; names are compared as people do, without case and outer blanks."""
+    return int.from_bytes(hashlib.sha256(name.strip().lower().encode()).digest()[:8], "big")

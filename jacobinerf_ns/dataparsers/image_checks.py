@@ -1,0 +1,117 @@
+"""Whether the images of a recording are whole, of the right size and of the right kind, before training starts.
+
+Bytes are checked without decoding where the format allows it: checksums of a PNG, a JPEG at an eighth of its size.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from rich.progress import track
+
+from jacobinerf_ns.errors import UserError
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")
+_INDEX_MODES = ("L", "P", *_DEPTH_MODES)
+_MANY = 500
+"""From so many files on, the check is long enough for a progress bar."""
+
+
+class Header(NamedTuple):
+    """What an image's header says: (height, width) in pixels, and Pillow's mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+
+def read_header(path: Path) -> Header:
+    """Size and mode of an image. Errors: `UserError`, it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return Header((image.height, image.width), image.mode)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def check_images(paths: Sequence[Path], size: tuple[int, int]) -> None:
+    """Errors: `UserError`, a photograph is damaged or has another size: its rays would pass through other pixels."""
+    _check_all(paths, lambda path, header: _check_size(path, header, size, "image", "the recording's camera"))
+
+
+def check_label_maps(paths: Sequence[Path], size: tuple[int, int]) -> None:
+    """Errors: `UserError`, a label map is damaged, has not the size of its image, or has no index per pixel."""
+
+    def check(path: Path, header: Header) -> None:
+        _check_size(path, header, size, "label map", "its image")
+        if header.mode not in _INDEX_MODES:
+            raise UserError(f"label map {path} is a {header.mode} image, expected one 8- or 16-bit index per pixel")
+
+    _check_all(paths, check)
+
+
+def check_depths(paths: Sequence[Path]) -> tuple[int, int]:
+    """(height, width) of depth maps, which must be whole, of 16 bits and of one size. Errors: `UserError`."""
+    size = read_header(paths[0]).size
+
+    def check(path: Path, header: Header) -> None:
+        if header.mode not in _DEPTH_MODES:
+            raise UserError(
+                f"depth map {path} is an 8-bit {header.mode} image, expected 16 bits per pixel: "
+                "export depth as 16-bit PNG, or take away the folder"
+            )
+        _check_size(path, header, size, "depth map", paths[0].name)
+
+    _check_all(paths, check)
+    return size
+
+
+def _check_all(paths: Sequence[Path], check: Callable[[Path, Header], None]) -> None:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        headers = pool.map(_whole_header, paths)
+        listed = zip(paths, headers, strict=True)
+        long = track(listed, description="Checking images", total=len(paths), disable=len(paths) < _MANY)
+        for path, header in long:
+            check(path, header)
+
+
+def _check_size(path: Path, header: Header, size: tuple[int, int], kind: str, partner: str) -> None:
+    if header.size != size:
+        raise UserError(
+            f"{kind} {path} is {header.size[1]}x{header.size[0]} pixels (width x height), {partner} is "
+            f"{size[1]}x{size[0]}: export all of one size"
+        )
+
+
+def _whole_header(path: Path) -> Header:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _verify(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _verify(path: Path, length: int, changed: int) -> Header:
+    """The header of an image without damage; remembered while the file has this length and time of change."""
+    try:
+        with Image.open(path) as image:
+            header = Header((image.height, image.width), image.mode)
+            if image.format == "PNG":
+                image.verify()
+            else:
+                image.draft("RGB", (image.width // 8, image.height // 8))
+                image.load()
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+    return header
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return UserError(f"image {path} cannot be read ({reason}): put an undamaged file there")
