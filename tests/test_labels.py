@@ -315,9 +315,11 @@ def test_a_run_finds_the_annotations_beside_its_config(trained, monkeypatch):
             eval_setup(folder / "config.yml")
         assert stopped.value.code == 2
         monkeypatch.setattr(sys, "argv", ["/somewhere/ns-viewer"])  # there it can be mended
-        keeper = eval_setup(folder / "config.yml")[1].labels
-        keeper()
-        assert "no.png" in keeper.problem
+        opened = eval_setup(folder / "config.yml")[1]
+        assert isinstance(opened, JacobiNeRFPipeline)
+        assert opened.labels is not None
+        opened.labels()
+        assert "no.png" in str(opened.labels.problem)
     finally:
         path.unlink()
     with pytest.raises(UserError, match="no such file"):
@@ -400,7 +402,7 @@ def test_annotation_file_of_a_run_starts_empty(trained):
 
 
 def test_one_label_alone_is_not_refined_away(pipeline):
-    alone = [click(pipeline, 7, (3, 4))]
+    alone: list[Seed] = [click(pipeline, 7, (3, 4))]
     plain = show(pipeline, alone).prototypes
     assert torch.equal(show(pipeline, alone, refine=JNERF_PLUS.refine).prototypes.vectors, plain.vectors)
     both = show(pipeline, two_clicks(pipeline)).prototypes
