@@ -104,7 +104,9 @@ def _unreadable(path: Path) -> UserError:
 
 def _settings(run: Run) -> str:
     extractor = run.pipeline.datamanager.config.extractor
-    return fingerprint_of(type(extractor).__name__, extractor)
+    # Fields of earlier versions, which had no embeddings by name, stay usable.
+    later = () if getattr(extractor, "by_name", False) else ("by_name",)
+    return fingerprint_of(type(extractor).__name__, extractor, ignore=later)
 
 
 def _digest(model: nn.Module) -> str:

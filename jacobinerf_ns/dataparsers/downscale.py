@@ -19,6 +19,15 @@ _STAMP = "jacobinerf-source"
 _COLOUR_MODES = ("L", "RGB", "RGBA")
 
 
+def whole_factor(factor: float | None) -> int | None:
+    """`factor` as an int: nerfstudio's `ns-render dataset` hands over a float. Errors: `UserError`, it is not whole."""
+    if factor is None:
+        return None
+    if factor < 1 or factor != int(factor):
+        raise UserError(f"downscale factor {factor}: expected a whole number of at least 1")
+    return int(factor)
+
+
 def cache_root() -> Path:
     """Folder of all downscaled copies: `$XDG_CACHE_HOME` or `~/.cache`, then `jacobinerf-ns/downscaled`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -17,7 +17,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
-from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy
+from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy, whole_factor
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.label_folders import folder_beside, label_files
 from jacobinerf_ns.label_maps import read_classes
@@ -64,7 +64,7 @@ class JacobiNeRFDataParser(Nerfstudio):
         """
         json_path, folder = _locate(self.config.data)
         listed = _read_frames(json_path)
-        factor = _whole(self.config.downscale_factor)
+        factor = whole_factor(self.config.downscale_factor)
         frames = [frame for frame in listed["frames"] if _image_exists(folder, frame["file_path"], factor)]
         _report_dropped(json_path, listed["frames"], frames)
         meta = {**listed, "frames": frames, **_split_lists(listed, frames, folder, split, json_path)}
@@ -74,7 +74,7 @@ class JacobiNeRFDataParser(Nerfstudio):
             _check_sizes(outputs, folder, factor)
             factor = factor or self._automatic_factor(frames[0], folder)
         else:
-            factor = _whole(self.downscale_factor)
+            factor = whole_factor(self.downscale_factor)
         if factor is not None and factor > 1:
             _downscale(outputs, factor, folder)
         return outputs
@@ -146,15 +146,6 @@ def _check_pose(path: Path, frame: Meta) -> None:
         raise UserError(f"{path}: {frame['file_path']} has no 4x4 transform_matrix: expected its camera-to-world pose")
     if not np.isfinite(pose).all():
         raise UserError(f"{path}: the pose of {frame['file_path']} has a NaN or infinite entry: correct or remove it")
-
-
-def _whole(factor: float | None) -> int | None:
-    """`factor` as an int: nerfstudio's `ns-render dataset` hands over a float."""
-    if factor is None:
-        return None
-    if factor < 1 or factor != int(factor):
-        raise UserError(f"downscale factor {factor}: expected a whole number of at least 1")
-    return int(factor)
 
 
 def _join(folder: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
-from jacobinerf_ns.dataparsers.downscale import downscaled_copies
+from jacobinerf_ns.dataparsers.downscale import downscaled_copies, whole_factor
 from jacobinerf_ns.dataparsers.image_checks import check_depths, check_images, check_label_maps
 from jacobinerf_ns.errors import UserError
 
@@ -125,15 +125,6 @@ class PosedFramesParser(DataParser):
     @abstractmethod
     def _semantic_labels(self, recording: Recording, chosen: Sequence[int]) -> SemanticLabels:
         """Class maps of the chosen frames. Errors: `UserError`."""
-
-
-def whole_factor(factor: float | None) -> int | None:
-    """`factor` as an int: nerfstudio's `ns-render dataset` hands over a float. Errors: `UserError`, it is not whole."""
-    if factor is None:
-        return None
-    if factor < 1 or factor != int(factor):
-        raise UserError(f"downscale factor {factor}: expected a whole number of at least 1")
-    return int(factor)
 
 
 def numbered_files(folder: Path, prefix: str, suffixes: Sequence[str]) -> dict[int, Path]:
