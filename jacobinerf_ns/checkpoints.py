@@ -13,6 +13,7 @@ from jacobinerf_ns.errors import UserError
 
 MODEL_PREFIX = "_model."
 OWN_BUFFERS = ("pair_threshold", "first_shaping_step")
+ENTITY_PREFIX = "field.entity_branch."
 _NERFACTO_HEAD = re.compile(r"field\.mlp_head\.layers\.(\d+)\.(weight|bias)")
 
 
@@ -69,7 +70,8 @@ def is_nerfacto(state: Mapping[str, Tensor]) -> bool:
 def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Plain nerfacto's state with our names: the last layer of its colour head becomes the RGB layer.
 
-    What only a shaped model has keeps the value it has in `expected`.
+    What only a shaped model has keeps the value it has in `expected`. The RGB layer's weights that read the entity
+    branch begin at zero, so that colours are nerfacto's until training moves them.
     """
     if _is_tcnn(state):
         raise UserError(
@@ -79,19 +81,25 @@ def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     if _is_tcnn(expected):
         raise UserError(
             "the nerfacto checkpoint was trained without tiny-cuda-nn, and this model uses it: "
-            "add --pipeline.model.implementation torch"
+            "add --pipeline.model.implementation jit"
         )
     head = [int(match.group(1)) for key in state if (match := _NERFACTO_HEAD.fullmatch(key))]
-    renamed = {key: expected[key] for key in OWN_BUFFERS}
+    renamed = {k: v for k, v in expected.items() if k in OWN_BUFFERS or k.startswith(ENTITY_PREFIX)}
     for key, value in state.items():
         match = _NERFACTO_HEAD.fullmatch(key)
         if match is None:
             renamed[key] = value
         elif int(match.group(1)) == max(head):
-            renamed[f"field.mlp_head.rgb_layer.{match.group(2)}"] = value
+            name = f"field.mlp_head.rgb_layer.{match.group(2)}"
+            renamed[name] = _widened(value, expected[name]) if match.group(2) == "weight" else value
         else:
             renamed[f"field.mlp_head.trunk.layers.{match.group(1)}.{match.group(2)}"] = value
     return renamed
+
+
+def _widened(weight: Tensor, expected: Tensor) -> Tensor:
+    missing = expected.shape[1] - weight.shape[1]
+    return torch.nn.functional.pad(weight, (0, missing)) if missing > 0 else weight
 
 
 def _is_tcnn(state: Mapping[str, Tensor]) -> bool:

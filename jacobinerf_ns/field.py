@@ -1,4 +1,9 @@
-"""Nerfacto's field with a colour head whose last layer is a plain linear layer, open to Jacobians."""
+"""Nerfacto's field with a colour head whose last layer is a plain linear layer, open to Jacobians.
+
+Beside the colour trunk there may be an entity branch: a coarse hash grid and a small network, whose units are appended
+to the trunk's before the RGB layer. The layer reads [trunk | branch], so its Jacobian keeps its closed form over the
+longer vector, and what belongs together has room that colour hardly needs.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +13,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.field_components.mlp import MLP
 from nerfstudio.fields.nerfacto_field import NerfactoField
 from torch import Tensor, nn
 
-ShapedLayers = Literal["rgb", "rgb+trunk"]
+ShapedLayers = Literal["rgb", "rgb+trunk", "entity"]
 
 
 @dataclass
@@ -28,13 +34,61 @@ class FieldTrace:
     """Inputs of the last trunk layer; None where the trunk is one fused tiny-cuda-nn kernel that hides them."""
 
 
+@dataclass(frozen=True)
+class EntityBranchShape:
+    """Size of an entity branch; 0 units is none, the paper's architecture."""
+
+    units: int = 0
+    """Units of both layers, and inputs that the RGB layer gains."""
+    levels: int = 6
+    """Levels of the hash grid."""
+    base_res: int = 16
+    """Cells along each axis of the coarsest level; the contracted scene is 4 scene units wide."""
+    max_res: int = 64
+    """Cells along each axis of the finest level."""
+    log2_hashmap_size: int = 15
+    """Entries per level, as a power of two."""
+
+
+class EntityBranch(nn.Module):
+    """Units that know where they are and not what colour is there: a coarse hash grid, two layers, ReLU."""
+
+    def __init__(self, shape: EntityBranchShape, implementation: Literal["tcnn", "torch"]) -> None:
+        super().__init__()
+        self.encoding = HashEncoding(
+            num_levels=shape.levels,
+            min_res=shape.base_res,
+            max_res=shape.max_res,
+            log2_hashmap_size=shape.log2_hashmap_size,
+            implementation=implementation,
+        )
+        self.layers = nn.Sequential(
+            nn.Linear(self.encoding.get_out_dim(), shape.units),
+            nn.ReLU(),
+            nn.Linear(shape.units, shape.units),
+            nn.ReLU(),
+        )
+
+    def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points units"]:
+        """Activations at points in 0..1, as the field's own hash grid has them."""
+        return self.layers(self.encoding(positions).to(positions))
+
+
 class ColourHead(nn.Module):
     """Nerfacto's colour head cut open before its last layer: a trunk ending in ReLU, a linear RGB layer, a sigmoid.
 
-    The trunk may be tiny-cuda-nn; the RGB layer is always torch, since a fused kernel would hide it.
+    The trunk may be tiny-cuda-nn; the RGB layer is always torch, since a fused kernel would hide it. It reads the
+    trunk's units, and after them those of an entity branch where there is one.
     """
 
-    def __init__(self, in_dim: int, hidden: int, num_layers: int, implementation: Literal["tcnn", "torch"]) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: int,
+        num_layers: int,
+        implementation: Literal["tcnn", "torch"],
+        entity_units: int = 0,
+    ) -> None:
         super().__init__()
         self.trunk = MLP(
             in_dim=in_dim,
@@ -45,20 +99,35 @@ class ColourHead(nn.Module):
             out_activation=nn.ReLU(),
             implementation=implementation,
         )
-        self.rgb_layer = nn.Linear(hidden, 3)
+        self.rgb_layer = nn.Linear(hidden + entity_units, 3)
+        self.entity: Tensor | None = None
+        """The branch's activations at the points that are asked next; the field hands them over."""
+        self.detach_trunk = False
+        """Whether recorded activations of the trunk carry no gradient, so that shaping is the branch's work alone."""
         self.gradient_below = 1.0
         """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
         self.records: list[tuple[Tensor | None, Tensor]] | None = None
 
     def forward(self, features: Float[Tensor, "points features"]) -> Float[Tensor, "points channels"]:
         """Colour in 0..1 of points, from their direction, geometry and appearance features."""
-        inputs, activations = self.hidden(features)
+        inputs, trunk = self.hidden(features)
+        activations = self._joined(trunk)
         if self.records is not None:
-            if self.training and self.gradient_below < 1.0:
-                self.records.append(self.hidden(_scale_gradient(features, self.gradient_below)))
-            else:
-                self.records.append((inputs, activations))
+            self.records.append((inputs, activations) if not self.training else self._recorded(features, inputs, trunk))
         return torch.sigmoid(self.rgb_layer(activations.to(self.rgb_layer.weight.dtype)))
+
+    def _joined(self, trunk: Float[Tensor, "points trunk"]) -> Float[Tensor, "points hidden"]:
+        return trunk if self.entity is None else torch.cat([trunk, self.entity.to(trunk)], dim=-1)
+
+    def _recorded(
+        self, features: Float[Tensor, "points features"], inputs: Tensor | None, trunk: Float[Tensor, "points trunk"]
+    ) -> tuple[Tensor | None, Tensor]:
+        """What shaping sees: the same values, with the gradient that it may send into the trunk and below."""
+        if self.detach_trunk:
+            return None if inputs is None else inputs.detach(), self._joined(trunk.detach())
+        if self.gradient_below < 1.0:
+            inputs, trunk = self.hidden(_scale_gradient(features, self.gradient_below))
+        return inputs, self._joined(trunk)
 
     def hidden(
         self, features: Float[Tensor, "points features"]
@@ -85,6 +154,7 @@ class JacobiNeRFField(NerfactoField):
         num_layers_color: int = 3,
         hidden_dim_color: int = 64,
         implementation: Literal["tcnn", "torch"] = "tcnn",
+        entity: EntityBranchShape = EntityBranchShape(),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -95,7 +165,8 @@ class JacobiNeRFField(NerfactoField):
             **kwargs,
         )
         in_dim = self.direction_encoding.get_out_dim() + self.geo_feat_dim + self.appearance_embedding_dim
-        self.mlp_head = ColourHead(in_dim, hidden_dim_color, num_layers_color, implementation)
+        self.mlp_head = ColourHead(in_dim, hidden_dim_color, num_layers_color, implementation, entity.units)
+        self.entity_branch = EntityBranch(entity, implementation) if entity.units else None
         self._traces: list[FieldTrace] | None = None
 
     @contextmanager
@@ -110,6 +181,20 @@ class JacobiNeRFField(NerfactoField):
             self.mlp_head.records = None if outer is None else []
             if outer is not None:
                 outer.extend(traces)
+
+    def get_outputs(
+        self, ray_samples: RaySamples, density_embedding: Tensor | None = None
+    ) -> dict[FieldHeadNames, Tensor]:
+        """Colour of samples, as nerfacto's field answers, with the entity branch at the places of `get_density`.
+
+        Places enter the branch as constants: neither cameras nor normals follow it.
+        """
+        if self.entity_branch is not None:
+            self.mlp_head.entity = self.entity_branch(self._sample_locations.detach().view(-1, 3))
+        try:
+            return super().get_outputs(ray_samples, density_embedding)
+        finally:
+            self.mlp_head.entity = None
 
     def forward(self, ray_samples: RaySamples, compute_normals: bool = False) -> dict[FieldHeadNames, Tensor]:
         """Density and colour of samples, as nerfacto's field answers; recorded when recording."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from jacobinerf_ns import jacobian, shaping
 from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.field import FieldTrace, JacobiNeRFField, ShapedLayers
+from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers
 from jacobinerf_ns.gathering import gather_rows
+from jacobinerf_ns.implementations import Implementation, chosen_implementation, named_as_nerfstudio_does
 from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
 from jacobinerf_ns.lpips import LazyLpips
 from jacobinerf_ns.propagation import decide, decide_view
@@ -54,6 +56,19 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     shaping_gradient_below: float = 0.1
     """Share (0..1) of the shaping gradient that goes below the colour trunk, to geometry features and hash table. Their
     optimiser scales steps by all gradients it sees, so a full share slows the learning of colour (paper: 1)."""
+    entity_units: int = 0
+    """Units of the entity branch beside the colour trunk, where shaping has room of its own; 0: none (paper)."""
+    entity_levels: int = 6
+    """Levels of the entity branch's hash grid."""
+    entity_base_res: int = 16
+    """Cells along each axis of that grid's coarsest level; the contracted scene is 4 scene units wide."""
+    entity_max_res: int = 64
+    """Cells along each axis of its finest level. Finer: thinner things, and more of the teacher's noise."""
+    entity_log2_hashmap_size: int = 15
+    """Entries of each of its levels, as a power of two."""
+    detach_trunk: bool = False
+    """Let the colour trunk's activations enter Jacobians as constants while shaping, so that shaping is the entity
+    branch's work alone and costs no second trunk pass; shaping-gradient-below is without effect then (paper: no)."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     """Pairs, temperature and weights of the shaping losses."""
 
@@ -72,16 +87,17 @@ class JacobiNeRFModel(NerfactoModel):
         """Nerfacto's modules, with our field in the place of its field and LPIPS put off until it is needed."""
         with (
             mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
-            mock.patch("nerfstudio.models.nerfacto.NerfactoField", JacobiNeRFField),
+            mock.patch("nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())),
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
         if self.config.shaped_layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
             raise UserError(
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
-                "use --pipeline.model.implementation torch, or --pipeline.model.shaped-layers rgb"
+                "use --pipeline.model.implementation jit, or --pipeline.model.shaped-layers rgb"
             )
         self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
+        self.field.mlp_head.detach_trunk = self.config.detach_trunk
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
@@ -89,6 +105,16 @@ class JacobiNeRFModel(NerfactoModel):
         self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
+
+    def _entity_shape(self) -> EntityBranchShape:
+        config = self.config
+        return EntityBranchShape(
+            config.entity_units,
+            config.entity_levels,
+            config.entity_base_res,
+            config.entity_max_res,
+            config.entity_log2_hashmap_size,
+        )
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -131,7 +157,7 @@ class JacobiNeRFModel(NerfactoModel):
         weights = outputs["weights_list"][-1]
         if self.config.detach_rendering_weights:
             weights = weights.detach()
-        trace = traces[0]
+        trace = self._shaped_part(traces[0])
         if self.config.detach_colours:
             trace = replace(trace, colours=trace.colours.detach())
         outputs["anchors"] = anchors
@@ -167,7 +193,7 @@ class JacobiNeRFModel(NerfactoModel):
             ray_bundle = self.collider(ray_bundle)
         with self.field.recording() as traces:
             outputs = super().get_outputs(ray_bundle)
-        trace = traces[0]
+        whole, trace = traces[0], self._shaped_part(traces[0])
         weights = trace.ray_samples.get_weights(trace.density)
         layer = self.field.mlp_head.rgb_layer
         with torch.autocast(device_type=self.device.type, enabled=False):
@@ -176,9 +202,15 @@ class JacobiNeRFModel(NerfactoModel):
                 trace=trace,
                 weights=weights[..., 0].float(),
                 jacobians=self._render_jacobians(trace, weights),
-                logits=torch.nn.functional.linear(trace.activations.float(), layer.weight.float(), layer.bias.float()),
+                logits=torch.nn.functional.linear(whole.activations.float(), layer.weight.float(), layer.bias.float()),
                 background=self._background(),
             )
+
+    def _shaped_part(self, trace: FieldTrace) -> FieldTrace:
+        """The trace with those activations alone whose weights in the RGB layer are shaped and perturbed."""
+        if self.config.shaped_layers != "entity":
+            return trace
+        return replace(trace, activations=trace.activations[..., -self.config.entity_units :])
 
     def _background(self) -> jacobian.Background:
         """What is behind the samples; the viewer's and exporter's override is a constant colour like black."""
@@ -207,9 +239,10 @@ class JacobiNeRFModel(NerfactoModel):
             parts = [jacobian.jacobian(w, p, a, background).flatten(1)]
             if self.config.shaped_layers == "rgb+trunk":
                 assert trace.inputs is not None
-                rgb_weight = self.field.mlp_head.rgb_layer.weight.float()
+                units = self.config.hidden_dim_color  # the entity branch has layers of its own
+                rgb_weight = self.field.mlp_head.rgb_layer.weight[:, :units].float()
                 inputs = trace.inputs[anchors].float()
-                parts.append(jacobian.trunk_jacobian(w, p, a, inputs, rgb_weight, background).flatten(1))
+                parts.append(jacobian.trunk_jacobian(w, p, a[..., :units], inputs, rgb_weight, background).flatten(1))
             return torch.cat(parts, dim=-1)
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:

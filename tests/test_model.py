@@ -35,11 +35,32 @@ def rays(count: int = RAYS) -> RayBundle:
     )
 
 
+def shaped_gradients(model: JacobiNeRFModel, pixel: torch.Tensor) -> torch.Tensor:
+    """What autograd says about the weights that the model's config names as shaped."""
+    head = model.field.mlp_head
+    layers = [head.rgb_layer.weight]
+    if model.config.shaped_layers == "rgb+trunk":
+        layers.append(dict(head.named_parameters())["trunk.layers.1.weight"])
+    gradients = list(torch.autograd.grad(pixel, layers, retain_graph=True))
+    if model.config.shaped_layers == "entity":
+        gradients[0] = gradients[0][:, -model.config.entity_units :]
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("background", ["last_sample", "black", "white", "random"])
-def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(background: str, training: bool):
-    model = make_model(background_color=background, shaping_start_step=0, shaped_layers="rgb+trunk").train(training)
-    model.field.mlp_head.gradient_below = 1.0
+@pytest.mark.parametrize(("layers", "units"), [("rgb+trunk", 0), ("rgb+trunk", 8), ("rgb", 8), ("entity", 8)])
+def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(
+    background: str, training: bool, layers: str, units: int
+):
+    model = make_model(
+        background_color=background,
+        shaping_start_step=0,
+        shaped_layers=layers,
+        entity_units=units,
+        detach_trunk=False,
+        shaping_gradient_below=1.0,
+    ).train(training)
     torch.manual_seed(5)  # stratified samples: both passes draw the same
     if training:
         outputs = model(rays())
@@ -47,14 +68,45 @@ def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(background:
     else:
         with model.field.recording() as traces:
             rgb = model(rays())["rgb"]
-        weights = traces[0].ray_samples.get_weights(traces[0].density)
-        found = model._render_jacobians(traces[0], weights)
-    layers = [
-        dict(model.field.mlp_head.named_parameters())[name] for name in ("rgb_layer.weight", "trunk.layers.1.weight")
-    ]
+        trace = model._shaped_part(traces[0])
+        found = model._render_jacobians(trace, trace.ray_samples.get_weights(trace.density))
     for ray, jacobian in zip(rgb.mean(-1), found, strict=True):
-        expected = torch.cat([g.flatten() for g in torch.autograd.grad(ray, layers, retain_graph=True)])
+        expected = shaped_gradients(model, ray)
         assert float((jacobian - expected).norm() / expected.norm()) <= 1e-5
+
+
+def test_without_units_the_model_is_the_papers():
+    paper, branched = make_model(entity_units=0), make_model(entity_units=8)
+    assert not any("entity" in key for key in paper.state_dict())
+    assert paper.field.mlp_head.rgb_layer.in_features == 16
+    assert branched.field.mlp_head.rgb_layer.in_features == 16 + 8
+    # The same draws of random numbers up to the branch: a field that is not shaped is the same one as ever.
+    shared = paper.state_dict().keys() - {"field.mlp_head.rgb_layer.weight", "field.mlp_head.rgb_layer.bias"}
+    assert sum(key.startswith("field.") and "mlp_base" in key for key in shared) > 0
+    assert all(
+        torch.equal(paper.state_dict()[key], branched.state_dict()[key]) for key in shared if "field.mlp_base" in key
+    )
+
+
+def test_a_config_saved_before_there_was_a_branch_builds_the_field_it_described():
+    config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
+    new = {"entity_units", "entity_levels", "entity_base_res", "entity_max_res", "entity_log2_hashmap_size"}
+    old = object.__new__(JacobiNeRFModelConfig)  # as yaml makes it: what the file lacks is not set
+    vars(old).update({name: value for name, value in vars(config).items() if name not in {*new, "detach_trunk"}})
+    box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    model = old.setup(scene_box=box, num_train_data=3, metadata={}, device="cpu", grad_scaler=None)
+    assert model.field.entity_branch is None
+    assert model.train()(rays())["rgb"].shape == (RAYS, 3)
+
+
+@pytest.mark.parametrize("layers", ["rgb", "entity"])
+def test_a_detached_trunk_leaves_shaping_to_the_branch(layers: str):
+    model = make_model(shaping_start_step=0, entity_units=8, detach_trunk=True, shaped_layers=layers).train()
+    outputs = model(rays())
+    outputs["jacobians"].square().sum().backward()
+    moved = {name for name, p in model.field.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved
+    assert all(name.startswith("entity_branch.") for name in moved)
 
 
 def test_an_overridden_background_is_a_constant():
