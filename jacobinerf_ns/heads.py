@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.field_components.encodings import HashEncoding, NeRFEncoding
+from nerfstudio.field_components.encodings import NeRFEncoding
 from torch import Tensor, nn
 
 from jacobinerf_ns import jacobian
+from jacobinerf_ns.encodings import JitHashEncoding
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
 from jacobinerf_ns.traces import Traced
 
@@ -54,13 +55,13 @@ class FeatureField(nn.Module):
         shape = shape or FeatureFieldShape()
         self._frozen = (frozen,)  # In a tuple, so that it is not registered.
         self.shape, self.dims = shape, dims
-        self.encoding = HashEncoding(
+        self.encoding = JitHashEncoding(
             num_levels=shape.num_levels,
             min_res=shape.base_res,
             max_res=shape.max_res,
             log2_hashmap_size=shape.log2_hashmap_size,
-            implementation="torch",
         )
+        self.encoding.position_gradients = False
         self.trunk = nn.Sequential(nn.Linear(self.encoding.get_out_dim(), shape.hidden), nn.ReLU())
         self.output = nn.Linear(shape.hidden, dims)
         self.register_buffer("scale", torch.ones(()))

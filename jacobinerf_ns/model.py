@@ -15,7 +15,7 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
-from jacobinerf_ns import jacobian, shaping
+from jacobinerf_ns import encodings, jacobian, shaping
 from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers
@@ -41,6 +41,10 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Nerfacto's options, and when, where and how Jacobians are shaped."""
 
     _target: type = field(default_factory=lambda: JacobiNeRFModel)
+    implementation: Implementation = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Code of hash grids and networks: `tcnn`, tiny-cuda-nn (where it is missing: `jit`); `jit`, torch with hash grids
+    compiled on this machine, for CPU and GPU; `torch`, nerfstudio's slow torch code, whose checkpoints `jit` shares;
+    `auto`, tiny-cuda-nn on a GPU where it is installed, else `jit`."""
     shaping_start_step: int = 15000
     """First training step with shaping; before it training is plain nerfacto (paper: shaping starts after 200,000 plain
     steps and lasts 10,000)."""
@@ -84,8 +88,12 @@ class JacobiNeRFModel(NerfactoModel):
     """When shaping began: decay counts from there, also where an old field is shaped long after the set start."""
 
     def populate_modules(self) -> None:
-        """Nerfacto's modules, with our field in the place of its field and LPIPS put off until it is needed."""
+        """Nerfacto's modules, with our field in the place of its field, LPIPS put off until it is needed, and hash
+        grids of the implementation that is asked for.
+        """
+        chosen = chosen_implementation(self.config.implementation, self.kwargs.get("device", "cpu"))
         with (
+            named_as_nerfstudio_does(self.config, chosen),
             mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
             mock.patch("nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())),
         ):
@@ -96,6 +104,8 @@ class JacobiNeRFModel(NerfactoModel):
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
                 "use --pipeline.model.implementation jit, or --pipeline.model.shaped-layers rgb"
             )
+        if chosen == "jit":
+            self._compile_hash_grids()
         self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
         self.field.mlp_head.detach_trunk = self.config.detach_trunk
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
@@ -105,6 +115,14 @@ class JacobiNeRFModel(NerfactoModel):
         self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
+
+    def _compile_hash_grids(self) -> None:
+        """Puts our kernels under all hash grids. Gradients by positions serve cameras and normals alone."""
+        encodings.use_jit(self)
+        moves = self.config.predict_normals or self.config.camera_optimizer.mode != "off"
+        for encoding in encodings.encodings_of(self):
+            encoding.position_gradients = moves
+        encodings.prepare(self, self.kwargs.get("device", "cpu"))
 
     def _entity_shape(self) -> EntityBranchShape:
         config = self.config
