@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import ViewerConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.model import JacobiNeRFModelConfig
+from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
 from jacobinerf_ns.shaping import PAPER, ShapingConfig
@@ -64,11 +64,11 @@ def trainer_config(
         lr_final: learning rate at the end of the decay.
     """
     group = {
-        "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-15),
+        "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
         "scheduler": DecaySchedulerConfig(lr_final=lr_final, max_steps=decay_steps),
     }
     camera_group = {
-        "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
+        "optimizer": FusedAdamOptimizerConfig(lr=1e-3, eps=1e-15),
         "scheduler": DecaySchedulerConfig(lr_final=1e-4, max_steps=5000),
     }
     return JacobiNeRFTrainerConfig(

@@ -3,22 +3,27 @@
 Letters: n [anchors] rays that take part (every anchor is compared with every other), d [dims] size of a Jacobian,
     f [features] size of a teacher feature, J [n d] Jacobians, T [n f] teacher features, τ temperature of the loss,
     τ_T temperature of the teacher, P_i and N_i positives and negatives of anchor i, rows of two masks [n n],
-    Q [n n] soft memberships, rows that sum to 1.
+    Q [n n] soft memberships, rows that sum to 1, S [n n] cosines of Jacobians, P [n n] softmax of the rows of S/τ,
+    w [n] weights of anchors, K [n constant_dims] a part of the Jacobians that is a constant: [J|K] are then compared.
 
 Mutual-information-gradient (MIG) loss of anchor i, with hard pairs (paper, section 3.2) and with soft ones:
     L_i = −log( Σ_{j∈P_i} e^{cos(J_i,J_j)/τ} / Σ_{j∈P_i∪N_i} e^{cos(J_i,J_j)/τ} )
     L_i = −Σ_{j≠i} Q_ij log( e^{cos(J_i,J_j)/τ} / Σ_{k≠i} e^{cos(J_i,J_k)/τ} ),   Q_ij ∝ e^{cos(T_i,T_j)/τ_T}
 both as one n×n matrix, where the release loops over pairs.
+
+Gradients in closed form, which takes one matrix product where autograd takes two and keeps fewer n×n matrices:
+    dL/dS_ij = w_i (P_ij − Q_ij) / (τ Σ_k w_k)        of the soft loss
+    dL/dJ_i = (Σ_j M_ij u_j − (Σ_j M_ij S_ij) u_i) / ‖[J|K]_i‖,   M = dL/dS + (dL/dS)ᵀ,   u_i = J_i / ‖[J|K]_i‖
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jacobinerf_ns.jacobian import NORM_EPS
 
@@ -27,6 +32,8 @@ PairRule = Literal["soft", "threshold"]
 THRESHOLD_START = 0.8
 THRESHOLD_STEP = 0.001
 THRESHOLD_RANGE = (0.5, 0.9)
+ROWS_AT_ONCE = 256
+"""Rows of a symmetric product that a CPU makes at a time: narrow enough to skip a third of it, wide enough for BLAS."""
 POSITIVE_SHARE = (0.05, 0.15)
 """The release: the threshold moves by a step per anchor to keep 5 to 15 % of the rays positive, within its range."""
 
@@ -78,11 +85,11 @@ class ShapingTerms(NamedTuple):
 
     mig: Float[Tensor, ""]
     norm: Float[Tensor, ""]
-    cosine_positive: Float[Tensor, ""]
-    """Mean cosine of the Jacobians of positive pairs, an anchor with itself left out."""
-    cosine_negative: Float[Tensor, ""]
+    cosine_positive: Float[Tensor, ""] | None = None
+    """Mean cosine of the Jacobians of positive pairs, an anchor with itself left out. None where nobody asked."""
+    cosine_negative: Float[Tensor, ""] | None = None
     """The same of negative pairs."""
-    positive_share: Float[Tensor, ""]
+    positive_share: Float[Tensor, ""] | None = None
     """Share of pairs that are positive; for soft pairs the effective share."""
 
 
@@ -97,10 +104,50 @@ def decayed_share(steps_of_shaping: int, decay_steps: int | None, final_share: f
     return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def cosine_matrix(vectors: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
-    """cos(v_i, v_j) for all pairs; a zero vector has cosine 0 with everything."""
-    unit = F.normalize(vectors, dim=-1, eps=NORM_EPS)
-    return unit @ unit.T
+def cosine_matrix(
+    vectors: Float[Tensor, "anchors dims"], constant: Float[Tensor, "anchors constant_dims"] | None = None
+) -> Float[Tensor, "anchors anchors"]:
+    """cos([v|k]_i, [v|k]_j) for all pairs; a zero vector has cosine 0 with everything.
+
+    `constant` (k) are further dimensions that enter cosines and norms and get no gradient, which spares their share of
+    the backward. Differentiable once, by `vectors`.
+    """
+    return _Cosines.apply(vectors, constant)
+
+
+class _Cosines(torch.autograd.Function):
+    """S, and dJ from dS by the second equation of the module: one product instead of autograd's two."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, constant: Tensor | None) -> Tensor:
+        whole = vectors if constant is None else torch.cat([vectors, constant], dim=-1)
+        norms = torch.linalg.vector_norm(whole, dim=-1, keepdim=True)
+        unit = whole / norms.clamp_min(NORM_EPS)
+        cosines = _self_product(unit)
+        ctx.save_for_backward(unit[:, : vectors.shape[1]], norms, cosines)
+        return cosines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        unit, norms, cosines = ctx.saved_tensors
+        both_ways = gradients[0].T.contiguous().add_(gradients[0])
+        # Below NORM_EPS the divisor is a constant, and so has no gradient of its own.
+        radial = (both_ways * cosines).sum(dim=-1, keepdim=True) * (norms > NORM_EPS)
+        return (both_ways @ unit - radial * unit) / norms.clamp_min(NORM_EPS), None
+
+
+def _self_product(rows: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
+    """rows·rowsᵀ; on a CPU in blocks of rows up to the diagonal, and the rest as their mirror image."""
+    if rows.device.type != "cpu":
+        return rows @ rows.T
+    product = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        stop = start + ROWS_AT_ONCE
+        block = rows[start:stop] @ rows[:stop].T
+        product[start:stop, :stop] = block
+        product[:start, start:stop] = block[:, :start].T
+    return product
 
 
 def threshold_pairs(
@@ -163,16 +210,39 @@ def soft_mig_loss(
 
     Rays are drawn from all pixels, so without balance the loss is that of the largest surfaces.
     """
-    # Q sums to 1 and leaves self out, so the cross entropy is a logsumexp minus one weighted sum: two passes over n×n.
-    over_others = torch.logsumexp(_without_self(similarity / temperature), dim=-1)
-    per_anchor = over_others - (membership * similarity).sum(dim=-1) / temperature
-    weight = effective_positives(membership) ** -balance
-    return (per_anchor * weight).sum() / weight.sum()
+    return _SoftMig.apply(similarity, membership, temperature, balance)
 
 
-def norm_loss(jacobians: Float[Tensor, "anchors dims"]) -> Float[Tensor, ""]:
-    """mean((‖J‖ − 1)²): keeps every pixel able to respond, as a cosine says nothing of length (paper, section 3.2)."""
-    return (torch.linalg.vector_norm(jacobians, dim=-1) - 1.0).square().mean()
+class _SoftMig(torch.autograd.Function):
+    """The weighted soft loss, and its gradient by the first equation of the module, made in the loss's own matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, membership: Tensor, temperature: float, balance: float) -> Tensor:
+        weight = effective_positives(membership) ** -balance
+        weight = weight / weight.sum()
+        # Q is 0 on the diagonal, where the logarithm is finite: the product is 0.
+        log_share = _without_self(similarity / temperature).log_softmax(dim=-1)
+        loss = -((membership * log_share).sum(dim=-1) * weight).sum()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(log_share.exp_().sub_(membership).mul_(weight[:, None] / temperature))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None, None
+
+
+def norm_loss(
+    jacobians: Float[Tensor, "anchors dims"], constant: Float[Tensor, "anchors constant_dims"] | None = None
+) -> Float[Tensor, ""]:
+    """mean((‖[J|K]‖ − 1)²): keeps every pixel able to respond, as a cosine says nothing of length (paper, section 3.2).
+
+    `constant` (K) are further dimensions without gradient.
+    """
+    parts = [jacobians] if constant is None else [jacobians, constant.detach()]
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts])
+    return (torch.linalg.vector_norm(norms, dim=0) - 1.0).square().mean()
 
 
 def shaping_terms(
@@ -180,35 +250,46 @@ def shaping_terms(
     features: Float[Tensor, "anchors features"],
     threshold: Float[Tensor, ""],
     config: ShapingConfig,
+    constant: Float[Tensor, "anchors constant_dims"] | None = None,
+    statistics: bool = True,
 ) -> tuple[ShapingTerms, Float[Tensor, ""]]:
     """Both losses of one batch of anchors, what to log, and the moved threshold.
 
-    `features` are the teacher's, of the same pixels; they carry no gradient. Expects float32: call with autocast off.
+    `features` are the teacher's, of the same pixels; they carry no gradient. `constant` are further dimensions of the
+    Jacobians that carry none either. Without `statistics` the terms that are only logged stay None. Expects float32:
+    call with autocast off.
     """
-    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians)
+    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians, constant)
     if config.pairs == "threshold":
         pairs, threshold = threshold_pairs(teacher_cosine, threshold)
         mig = mig_loss(similarity, pairs, config.temperature)
-        positive, negative = pairs.positive.float(), pairs.negative.float()
-        share = positive.fill_diagonal_(0.0).mean()
-        near, far = (_weighted_mean(similarity.detach(), weight) for weight in (positive, negative))
+        found = _hard_statistics(similarity.detach(), pairs) if statistics else ()
     else:
         membership = soft_pairs(teacher_cosine, config.teacher_temperature)
         mig = soft_mig_loss(similarity, membership, config.temperature, config.balance)
-        share = effective_positives(membership).mean() / (len(membership) - 1)
-        near, far = _soft_means(similarity.detach(), membership)
-    return ShapingTerms(mig, norm_loss(jacobians), near, far, share), threshold
+        found = _soft_statistics(similarity.detach(), membership) if statistics else ()
+    return ShapingTerms(mig, norm_loss(jacobians, constant), *found), threshold
 
 
-def _soft_means(
+def _hard_statistics(
+    similarity: Float[Tensor, "anchors anchors"], pairs: Pairs
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cosine of positive and of negative pairs, and the share of positive pairs, without an anchor's own."""
+    positive, negative = pairs.positive.float(), pairs.negative.float()
+    share = positive.fill_diagonal_(0.0).mean()
+    return _weighted_mean(similarity, positive), _weighted_mean(similarity, negative), share
+
+
+def _soft_statistics(
     similarity: Float[Tensor, "anchors anchors"], membership: Float[Tensor, "anchors anchors"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean cosine weighted by Q, and by its complement 1 − Q_ij / max_j Q_ij, in row sums instead of matrices."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The same for soft pairs: means weighted by Q and by 1 − Q_ij / max_j Q_ij, in row sums; effective share."""
     count = len(similarity)
     by_row, largest = (similarity * membership).sum(dim=-1), membership.amax(dim=-1)
     far = similarity.sum() - similarity.diagonal().sum() - (by_row / largest).sum()
     far_weight = count * (count - 1) - (1.0 / largest).sum()
-    return by_row.mean(), far / far_weight.clamp(min=NORM_EPS)
+    share = effective_positives(membership).mean() / (count - 1)
+    return by_row.mean(), far / far_weight.clamp(min=NORM_EPS), share
 
 
 def _weighted_mean(

@@ -121,6 +121,81 @@ def test_soft_loss_and_its_gradient_equal_the_slow_loop(balance: float):
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) <= 1e-5
 
 
+def plain_terms(jacobians: Tensor, features: Tensor, config: S.ShapingConfig) -> tuple[Tensor, Tensor]:
+    """Soft loss and norm loss by the formulas on whole matrices, for autograd to differentiate."""
+
+    def cosines(vectors: Tensor) -> Tensor:
+        unit = torch.nn.functional.normalize(vectors, dim=-1, eps=S.NORM_EPS)
+        return unit @ unit.T
+
+    itself = torch.eye(len(jacobians), dtype=torch.bool)
+    membership = (cosines(features) / config.teacher_temperature).masked_fill(itself, -math.inf).softmax(-1)
+    logits = cosines(jacobians) / config.temperature
+    per_anchor = logits.masked_fill(itself, -math.inf).logsumexp(-1) - (membership * logits).sum(-1)
+    weight = membership.square().sum(-1) ** config.balance
+    return (per_anchor * weight).sum() / weight.sum(), (jacobians.norm(dim=-1) - 1).square().mean()
+
+
+def random_batch(count: int, varying: int, constant: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Jacobians in two parts, and features in clusters."""
+    generator = torch.Generator().manual_seed(count)
+    kinds = torch.randn(5, 8, generator=generator)[torch.randint(0, 5, (count,), generator=generator)]
+    features = kinds + 0.5 * torch.randn(count, 8, generator=generator)
+    parts = [torch.rand(count, dims, generator=generator) - 0.2 for dims in (varying, constant)]
+    return [value.to(dtype) for value in (*parts, features)]
+
+
+@pytest.mark.parametrize("count", [40, S.ROWS_AT_ONCE, 2 * S.ROWS_AT_ONCE + 17])
+def test_a_constant_part_enters_like_any_other_but_gets_no_gradient(count: int):
+    varying, constant, features = random_batch(count, 12, 20)
+    whole = torch.cat([varying, constant], dim=-1).requires_grad_()
+    leaves = [varying.requires_grad_(), constant.requires_grad_()]
+    config = S.ShapingConfig()
+    terms, _ = S.shaping_terms(leaves[0], features, torch.tensor(0.8), config, constant=leaves[1])
+    for found, expected in zip((terms.mig, terms.norm), plain_terms(whole, features, config), strict=True):
+        assert abs(float((found - expected).detach())) <= 1e-6
+        gradient, of_constant = torch.autograd.grad(found, leaves, retain_graph=True, allow_unused=True)
+        exact = torch.autograd.grad(expected, whole, retain_graph=True)[0][:, :12]
+        assert of_constant is None
+        assert float((gradient - exact).norm() / exact.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("pairs", ["soft", "threshold"])
+@pytest.mark.parametrize("with_constant", [False, True])
+def test_gradients_in_closed_form_are_those_of_finite_differences(pairs: S.PairRule, with_constant: bool):
+    varying, constant, features = random_batch(9, 4, 3, torch.float64)
+    config = S.ShapingConfig(pairs=pairs, temperature=0.3)
+
+    def losses(jacobians: Tensor) -> tuple[Tensor, Tensor]:
+        fixed = constant if with_constant else None
+        terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), config, constant=fixed)
+        return terms.mig, terms.norm
+
+    assert torch.autograd.gradcheck(losses, varying.requires_grad_())
+
+
+def test_a_ray_that_hits_nothing_gets_the_gradient_of_autograd():
+    jacobians, _, features = random_batch(12, 6, 1)
+    jacobians[3] = 0.0
+    leaf, config = jacobians.requires_grad_(), S.ShapingConfig(norm_loss_mult=0.0)
+    found = torch.autograd.grad(S.shaping_terms(leaf, features, torch.tensor(0.8), config)[0].mig, leaf)[0]
+    expected = torch.autograd.grad(plain_terms(leaf, features, config)[0], leaf)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("pairs", ["soft", "threshold"])
+def test_statistics_are_made_where_they_are_asked_for(pairs: S.PairRule):
+    jacobians, _, features = random_batch(30, 6, 1)
+    config = S.ShapingConfig(pairs=pairs)
+    with_them, moved = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
+    without, moved_too = S.shaping_terms(jacobians, features, torch.tensor(0.8), config, statistics=False)
+    assert torch.equal(with_them.mig, without.mig)
+    assert torch.equal(with_them.norm, without.norm)
+    assert torch.equal(moved, moved_too)
+    assert None not in with_them
+    assert without[2:] == (None, None, None)
+
+
 def test_soft_membership_leaves_self_out_and_follows_the_teacher():
     membership = S.soft_pairs(torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]), 0.1)
     assert torch.equal(membership.diagonal(), torch.zeros(3))
@@ -153,6 +228,9 @@ def test_shaping_terms_report_what_they_compare():
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     jacobians = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8]])
     terms, threshold = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.ShapingConfig())
+    assert terms.cosine_positive is not None
+    assert terms.cosine_negative is not None
+    assert terms.positive_share is not None
     assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-3)
     assert math.isclose(float(terms.cosine_negative), 0.6, abs_tol=1e-3)
     assert math.isclose(float(terms.positive_share), 1 / 3, abs_tol=1e-3)
@@ -161,6 +239,8 @@ def test_shaping_terms_report_what_they_compare():
     terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.PAPER)
     # Self is a positive of the paper's rule: two positives of cosine 1, two negatives of cosine 0.6.
     assert math.isclose(float(terms.mig), -math.log(math.e / (math.e + math.exp(0.6))), abs_tol=1e-6)
+    assert terms.cosine_positive is not None
+    assert terms.positive_share is not None
     assert math.isclose(float(terms.cosine_positive), 1.0, abs_tol=1e-6)
     assert math.isclose(float(terms.positive_share), 1 / 4, abs_tol=1e-6)
 
