@@ -22,7 +22,7 @@ class JitHashEncoding(HashEncoding):
 
     position_gradients: bool = True
     """Whether positions get a gradient. nerfacto asks for one in every step, and reads it only for normals and for the
-    camera optimiser; where neither is on, False saves a quarter of the encoding's backward."""
+    camera optimiser; where neither is on, False saves more than half of the encoding's backward."""
 
     _placed: Tensor | None = None
     """`scalings` where the positions are. nerfstudio keeps them on the CPU, and one level's as integers."""
@@ -78,7 +78,11 @@ def encodings_of(module: nn.Module) -> Iterable[JitHashEncoding]:
 
 
 def prepare(module: nn.Module, device: torch.device | str) -> None:
-    """Compiles what a module's encodings will need on a device, before the first step, and says so if it takes time."""
+    """Compiles what a module's encodings will need on a device, before the first step, and says so if it had to.
+
+    Call it where the device is known: models are built on the CPU and moved. On a GPU this finds out whether Triton
+    works; its kernels are compiled for sizes of tables, in the first step, about a second each, once per machine.
+    """
     for encoding in encodings_of(module):
         _say_once(torch.device(device).type, encoding.features_per_level)
 

@@ -22,7 +22,7 @@ The arithmetic is done by compiled kernels: numba's on the CPU (`hash_grid_numba
 import time
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ _TABLES = (torch.float32, torch.float16)
 """What the kernels read; sums are float32 in either case."""
 
 
+@runtime_checkable
 class Kernels(Protocol):
     """What a module of kernels offers. Tensors are contiguous, positions, scalings and gradients float32."""
 

@@ -8,6 +8,11 @@ Corners are hashed in uint32: for tables of 2^n entries the low bits are those o
 and outputs are counted in int64: 16 levels of 2^24 entries are more floats than an int32 counts.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Triton types a kernel's functions as if nothing might call them; other kernels do.
+
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -23,11 +28,8 @@ def forward(positions: Tensor, table: Tensor, scalings: Tensor) -> Tensor:
     """Features of points [points, levels · features], float32."""
     points, levels, features = len(positions), len(scalings), table.shape[1]
     output = torch.empty(points, levels * features, device=positions.device)
-    if points:
-        with torch.cuda.device_of(positions):
-            _forward[_grid(points, levels)](
-                positions, table, scalings, output, points, levels, table.shape[0] // levels, features, _BLOCK
-            )
+    shape = points, levels, table.shape[0] // levels, features
+    _launch(_forward, (points, levels), positions, table, scalings, output, *shape)
     return output
 
 
@@ -36,11 +38,8 @@ def table_gradient(positions: Tensor, scalings: Tensor, gradient: Tensor, entrie
     points, levels = len(positions), len(scalings)
     features = gradient.shape[1] // levels
     total = torch.zeros(entries, features, device=positions.device)
-    if points:
-        with torch.cuda.device_of(positions):
-            _table_gradient[_grid(points, levels)](
-                positions, scalings, gradient, total, points, levels, entries // levels, features, _BLOCK
-            )
+    shape = points, levels, entries // levels, features
+    _launch(_table_gradient, (points, levels), positions, scalings, gradient, total, *shape)
     return total
 
 
@@ -48,21 +47,22 @@ def position_gradient(positions: Tensor, table: Tensor, scalings: Tensor, gradie
     """Gradient by the positions [points, 3]."""
     points, levels, features = len(positions), len(scalings), table.shape[1]
     total = torch.empty_like(positions)
-    if points:
-        with torch.cuda.device_of(positions):
-            _position_gradient[_grid(points, 1)](
-                positions, table, scalings, gradient, total, points, levels, table.shape[0] // levels, features, _BLOCK
-            )
+    shape = points, levels, table.shape[0] // levels, features
+    _launch(_position_gradient, (points, 1), positions, table, scalings, gradient, total, *shape)
     return total
 
 
 def compiled() -> int:
-    """Triton does not say what it compiles; it takes well under a second a kernel, once, and nothing is said."""
+    """Triton does not say what it compiles; it takes about a second a kernel, once, and nothing is said."""
     return 0
 
 
-def _grid(points: int, levels: int) -> tuple[int, int]:
-    return triton.cdiv(points, _BLOCK), levels
+def _launch(kernel: Any, extent: tuple[int, int], positions: Tensor, *inputs: Tensor | int) -> None:
+    """Runs a kernel over points and levels, on the positions' device: Triton launches on the current one."""
+    points, levels = extent
+    if points:  # a grid without programs cannot be launched
+        with torch.cuda.device_of(positions):
+            kernel[(triton.cdiv(points, _BLOCK), levels)](positions, *inputs, _BLOCK)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 # The mathematics is checked against its own shape annotations while the tests run.
 CHECKED = (
     "jacobian",
+    "hash_grid",
     "gathering",
     "correspondence",
     "shaping",
