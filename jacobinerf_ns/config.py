@@ -12,6 +12,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.model import JacobiNeRFModelConfig
 from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
+from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
 from jacobinerf_ns.shaping import PAPER, ShapingConfig
@@ -21,12 +22,13 @@ FULL_MODEL = JacobiNeRFModelConfig(
     eval_num_rays_per_chunk=1 << 15,
     average_init_density=0.01,
     camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
-    shaping_start_step=15000,
-    shaping=ShapingConfig(decay_steps=15000),
+    entity_units=64,
+    shaped_layers="entity",
+    shaping_start_step=6000,
+    shaping=ShapingConfig(mig_loss_mult=0.05, decay_steps=24000),
 )
 LITE_MODEL = replace(
     FULL_MODEL,
-    implementation="torch",
     eval_num_rays_per_chunk=2048,
     hidden_dim_color=128,
     num_levels=8,
@@ -36,11 +38,13 @@ LITE_MODEL = replace(
     num_nerf_samples_per_ray=24,
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
-    shaping_start_step=1500,
-    shaping=ShapingConfig(decay_steps=1000),
+    shaping_start_step=500,
+    shaping=ShapingConfig(mig_loss_mult=0.05, decay_steps=2000),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
+    entity_units=0,
+    shaped_layers="rgb",
     shaping_start_step=30000,
     num_shaping_rays=64,
     detach_rendering_weights=False,

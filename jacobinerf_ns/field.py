@@ -102,8 +102,6 @@ class ColourHead(nn.Module):
         self.rgb_layer = nn.Linear(hidden + entity_units, 3)
         self.entity: Tensor | None = None
         """The branch's activations at the points that are asked next; the field hands them over."""
-        self.detach_trunk = False
-        """Whether recorded activations of the trunk carry no gradient, so that shaping is the branch's work alone."""
         self.gradient_below = 1.0
         """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
         self.records: list[tuple[Tensor | None, Tensor]] | None = None
@@ -113,21 +111,15 @@ class ColourHead(nn.Module):
         inputs, trunk = self.hidden(features)
         activations = self._joined(trunk)
         if self.records is not None:
-            self.records.append((inputs, activations) if not self.training else self._recorded(features, inputs, trunk))
+            if self.training and self.gradient_below < 1.0:
+                again, shaped = self.hidden(_scale_gradient(features, self.gradient_below))
+                self.records.append((again, self._joined(shaped)))
+            else:
+                self.records.append((inputs, activations))
         return torch.sigmoid(self.rgb_layer(activations.to(self.rgb_layer.weight.dtype)))
 
     def _joined(self, trunk: Float[Tensor, "points trunk"]) -> Float[Tensor, "points hidden"]:
         return trunk if self.entity is None else torch.cat([trunk, self.entity.to(trunk)], dim=-1)
-
-    def _recorded(
-        self, features: Float[Tensor, "points features"], inputs: Tensor | None, trunk: Float[Tensor, "points trunk"]
-    ) -> tuple[Tensor | None, Tensor]:
-        """What shaping sees: the same values, with the gradient that it may send into the trunk and below."""
-        if self.detach_trunk:
-            return None if inputs is None else inputs.detach(), self._joined(trunk.detach())
-        if self.gradient_below < 1.0:
-            inputs, trunk = self.hidden(_scale_gradient(features, self.gradient_below))
-        return inputs, self._joined(trunk)
 
     def hidden(
         self, features: Float[Tensor, "points features"]

@@ -52,7 +52,8 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
     on a GPU, at most 1024 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
-    """Layers whose Jacobian is shaped: the RGB layer (paper), or the last two layers (`rgb+trunk`)."""
+    """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of its weights that read
+    the entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
     detach_rendering_weights: bool = True
     """Keep shaping from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
     detach_colours: bool = True
@@ -70,9 +71,6 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Cells along each axis of its finest level. Finer: thinner things, and more of the teacher's noise."""
     entity_log2_hashmap_size: int = 15
     """Entries of each of its levels, as a power of two."""
-    detach_trunk: bool = False
-    """Let the colour trunk's activations enter Jacobians as constants while shaping, so that shaping is the entity
-    branch's work alone and costs no second trunk pass; shaping-gradient-below is without effect then (paper: no)."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     """Pairs, temperature and weights of the shaping losses."""
 
@@ -99,15 +97,21 @@ class JacobiNeRFModel(NerfactoModel):
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
-        if self.config.shaped_layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
+        layers = self.config.shaped_layers
+        if layers == "entity" and not self.config.entity_units:
+            raise UserError(
+                "shaped-layers entity needs an entity branch, and entity-units is 0: "
+                "add --pipeline.model.entity-units 64, or --pipeline.model.shaped-layers rgb"
+            )
+        if layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
             raise UserError(
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
                 "use --pipeline.model.implementation jit, or --pipeline.model.shaped-layers rgb"
             )
         if chosen == "jit":
             self._compile_hash_grids()
-        self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
-        self.field.mlp_head.detach_trunk = self.config.detach_trunk
+        # Of the branch alone nothing lies below the trunk, and a second pass through it would be for nothing.
+        self.field.mlp_head.gradient_below = 1.0 if layers == "entity" else self.config.shaping_gradient_below
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None

@@ -128,10 +128,10 @@ def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline)
         traced = pipeline.model.trace(rays)
         found = prototype_responses(Piece(traced), snapshot.prototypes.vectors, snapshot.config)
         layer = pipeline.model.field.mlp_head.rgb_layer
-        original = layer.weight.clone()
+        original, shaped = layer.weight.clone(), traced.trace.activations.shape[-1]
         for k, vector in enumerate(snapshot.prototypes.vectors):
             try:
-                layer.weight += snapshot.config.step * vector[: original.numel()].view_as(original)
+                layer.weight[:, -shaped:] += snapshot.config.step * vector.view(3, shaped)
                 again = pipeline.model.trace(rays).outputs["rgb"]
             finally:
                 layer.weight.copy_(original)

@@ -11,6 +11,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.model_components.renderers import background_color_override_context
 from tiny import tiny_config
 
+from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 
 RAYS = 12
@@ -58,7 +59,6 @@ def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(
         shaping_start_step=0,
         shaped_layers=layers,
         entity_units=units,
-        detach_trunk=False,
         shaping_gradient_below=1.0,
     ).train(training)
     torch.manual_seed(5)  # stratified samples: both passes draw the same
@@ -76,7 +76,7 @@ def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(
 
 
 def test_without_units_the_model_is_the_papers():
-    paper, branched = make_model(entity_units=0), make_model(entity_units=8)
+    paper, branched = make_model(entity_units=0, shaped_layers="rgb"), make_model(entity_units=8)
     assert not any("entity" in key for key in paper.state_dict())
     assert paper.field.mlp_head.rgb_layer.in_features == 16
     assert branched.field.mlp_head.rgb_layer.in_features == 16 + 8
@@ -92,21 +92,26 @@ def test_a_config_saved_before_there_was_a_branch_builds_the_field_it_described(
     config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
     new = {"entity_units", "entity_levels", "entity_base_res", "entity_max_res", "entity_log2_hashmap_size"}
     old = object.__new__(JacobiNeRFModelConfig)  # as yaml makes it: what the file lacks is not set
-    vars(old).update({name: value for name, value in vars(config).items() if name not in {*new, "detach_trunk"}})
+    vars(old).update({name: value for name, value in vars(config).items() if name not in new} | {"shaped_layers": "rgb"})
     box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
     model = old.setup(scene_box=box, num_train_data=3, metadata={}, device="cpu", grad_scaler=None)
     assert model.field.entity_branch is None
     assert model.train()(rays())["rgb"].shape == (RAYS, 3)
 
 
-@pytest.mark.parametrize("layers", ["rgb", "entity"])
-def test_a_detached_trunk_leaves_shaping_to_the_branch(layers: str):
-    model = make_model(shaping_start_step=0, entity_units=8, detach_trunk=True, shaped_layers=layers).train()
+def test_shaping_the_branch_moves_nothing_else():
+    model = make_model(shaping_start_step=0, entity_units=8, shaped_layers="entity").train()
     outputs = model(rays())
+    assert outputs["jacobians"].shape == (RAYS, 3 * 8)
     outputs["jacobians"].square().sum().backward()
     moved = {name for name, p in model.field.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved
     assert all(name.startswith("entity_branch.") for name in moved)
+
+
+def test_shaping_a_branch_that_is_not_there_is_refused_with_advice():
+    with pytest.raises(UserError, match="entity-units"):
+        make_model(entity_units=0, shaped_layers="entity")
 
 
 def test_an_overridden_background_is_a_constant():
@@ -120,7 +125,7 @@ def test_an_overridden_background_is_a_constant():
 
 
 def test_nothing_is_recorded_outside_of_shaping():
-    model = make_model(shaping_start_step=3).train()
+    model = make_model(shaping_start_step=3, shaped_layers="rgb", entity_units=0).train()
     model.step = 2
     assert "jacobians" not in model(rays())
     model.step = 3
@@ -131,7 +136,7 @@ def test_nothing_is_recorded_outside_of_shaping():
 
 
 def test_shaping_losses_and_statistics_are_reported_and_reach_the_trunk():
-    model = make_model(shaping_start_step=0).train()
+    model = make_model(shaping_start_step=0, shaped_layers="rgb").train()
     batch = {"image": torch.rand(RAYS, 3), "features": torch.randn(RAYS, 5)}
     outputs = model(rays())
     metrics = model.get_metrics_dict(outputs, batch)
@@ -156,7 +161,7 @@ def test_detached_weights_keep_shaping_away_from_density(detach: bool):
 def test_a_share_of_the_shaping_gradient_goes_below_the_trunk():
     gradients = []
     for share in (1.0, 0.25, 0.0):
-        model = make_model(shaping_start_step=0, shaping_gradient_below=share).train()
+        model = make_model(shaping_start_step=0, shaping_gradient_below=share, shaped_layers="rgb").train()
         torch.manual_seed(5)
         outputs = model(rays())
         outputs["jacobians"].square().sum().backward()

@@ -100,7 +100,7 @@ def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:
     ours = tiny_config(capture, folder).pipeline.model
     stock = {name: getattr(ours, name) for name in vars(NerfactoModelConfig()) if name != "_target"}
     config: Any = deepcopy(method_configs["nerfacto"])
-    config.pipeline.model = NerfactoModelConfig(**{**stock, **changes})
+    config.pipeline.model = NerfactoModelConfig(**{**stock, "implementation": "torch", **changes})
     config.pipeline.datamanager = VanillaDataManagerConfig(
         dataparser=NerfstudioDataParserConfig(data=capture), train_num_rays_per_batch=64
     )
@@ -131,7 +131,10 @@ def test_shaping_starts_from_a_plain_nerfacto_run(capture: Path, nerfacto: Path,
     assert trainer._start_step == 6 > SHAPING_START
     loaded = checkpoints.read_checkpoint(nerfacto)["pipeline"]
     model = trainer.pipeline.model
-    assert torch.equal(model.field.mlp_head.rgb_layer.weight, loaded["_model.field.mlp_head.layers.2.weight"])
+    rgb_layer, hidden = model.field.mlp_head.rgb_layer.weight, config.pipeline.model.hidden_dim_color
+    assert torch.equal(rgb_layer[:, :hidden], loaded["_model.field.mlp_head.layers.2.weight"])
+    assert rgb_layer.shape[1] == hidden + 8  # colours begin as nerfacto's, whatever the fresh branch says
+    assert not rgb_layer[:, hidden:].any()
     trunk = dict(model.field.mlp_head.trunk.named_parameters())
     assert torch.equal(trunk["layers.1.weight"], loaded["_model.field.mlp_head.layers.1.weight"])
     group = trainer.optimizers.optimizers["fields"].param_groups[0]

@@ -35,7 +35,9 @@ def tiny_config(data: Path, output_dir: Path, steps: int = 8) -> JacobiNeRFTrain
         proposal_net_args_list=[proposal, proposal],
         shaping_start_step=SHAPING_START,
         shaping=ShapingConfig(pairs="threshold"),
-        implementation="torch",
+        entity_units=8,
+        entity_levels=2,
+        entity_log2_hashmap_size=9,
     )
     config.pipeline.datamanager.train_num_rays_per_batch = 64
     config.pipeline.datamanager.eval_num_rays_per_batch = 64
