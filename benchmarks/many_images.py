@@ -32,6 +32,7 @@ from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
 from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.shaping import WHOLE_BATCH
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train
 
@@ -114,11 +115,11 @@ class MeasuredDataManager(FeatureDataManager):
 
     store_anonymous = store_cached = 0.0
 
-    def prepare_features(self, from_step: int) -> None:
+    def prepare_features(self, from_step: int, num_anchors: int = WHOLE_BATCH) -> None:
         """Opens the store, then reads random pixels of all images."""
         gc.collect()
         anonymous, cached = resident("RssAnon"), resident("RssFile")
-        super().prepare_features(from_step)
+        super().prepare_features(from_step, num_anchors)
         store = self.feature_store
         assert store is not None
         for sweep in range(SWEEPS):

@@ -1,5 +1,6 @@
-"""Adds the teacher's features at the sampled pixels to each training batch."""
+"""Adds the teacher's features at the anchors to each training batch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore, open_store
 from jacobinerf_ns.image_cache import as_floats, float_bytes, images_as_bytes
 from jacobinerf_ns.label_folders import add_label_maps
+from jacobinerf_ns.shaping import WHOLE_BATCH, anchor_rays
 
 LARGE_CAPTURE = 2 << 30
 """Bytes of images as floats from which on a data set is held as bytes: about 600 images of 640x480."""
@@ -61,8 +63,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     eval_dataparser_outputs: DataparserOutputs
     _store: FeatureStore | None = None
     _from_step: int = 0
+    _num_anchors: int = WHOLE_BATCH
+    _reader: ThreadPoolExecutor | None = None
 
-    def prepare_features(self, from_step: int) -> None:
+    def prepare_features(self, from_step: int, num_anchors: int = WHOLE_BATCH) -> None:
         """Extracts the features of the training images, or opens their cache, and adds them to batches from a step on.
 
         Only training with shaping calls it. Errors: `UserError` from the extractor.
@@ -73,7 +77,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         extractor = config.extractor.setup(device=self.device)
         frames = self.frames("train")
         self._store = open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features)
-        self._from_step = from_step
+        self._from_step, self._num_anchors = from_step, num_anchors
+        if torch.device(self.device).type != "cpu":
+            self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
 
     def create_train_dataset(self) -> InputDataset:
         """Nerfstudio's data set; all splits are parsed before, and get the label maps of `label_dir`.
@@ -125,10 +131,17 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return list_frames(self.eval_dataparser_outputs, self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
-        """A training batch, with `features` [rays dim] (float32, on our device) once prepared and due."""
+        """A training batch, with `features` [anchors dim] (float32, on the CPU) once prepared and due.
+
+        With a GPU they are a future: a thread reads them while the GPU renders the rays. It reads this batch and not
+        the next, whose pixels are drawn when their turn comes: a resume goes on exactly, and nothing has to be saved
+        for it. Without a GPU they are there at once: reading takes half a hundredth of a step of the same cores.
+        """
         rays, batch = _with_floats(super().next_train(step))
         if self._store is not None and step >= self._from_step:
-            batch["features"] = self._store.sample(batch["indices"]).to(self.device)
+            pixels = batch["indices"].cpu()[anchor_rays(len(batch["indices"]), self._num_anchors)]
+            read = self._store.sample
+            batch["features"] = read(pixels) if self._reader is None else self._reader.submit(read, pixels)
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict]:

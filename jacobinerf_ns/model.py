@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
+from nerfstudio.models import nerfacto
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
@@ -24,13 +26,12 @@ from jacobinerf_ns.implementations import Implementation, chosen_implementation,
 from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
 from jacobinerf_ns.lpips import LazyLpips
 from jacobinerf_ns.propagation import decide, decide_view
-from jacobinerf_ns.shaping import ShapingConfig
+from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
 from jacobinerf_ns.traces import Piece, Traced
 from jacobinerf_ns.view_rendering import render_view
 
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
-WHOLE_BATCH = 0
 NOT_YET = -1
 CPU_SHAPING_RAYS = 1024
 """Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
@@ -116,6 +117,7 @@ class JacobiNeRFModel(NerfactoModel):
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
         self.loads = 0
+        self.log_every = 1
         self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
@@ -175,7 +177,7 @@ class JacobiNeRFModel(NerfactoModel):
             return super().get_outputs(ray_bundle)
         with self.field.recording() as traces:
             outputs = super().get_outputs(ray_bundle)
-        anchors = self._anchors(len(ray_bundle))
+        anchors = shaping.anchor_rays(len(ray_bundle), self.num_anchors, self.device)
         weights = outputs["weights_list"][-1]
         if self.config.detach_rendering_weights:
             weights = weights.detach()
@@ -238,14 +240,12 @@ class JacobiNeRFModel(NerfactoModel):
         """What is behind the samples; the viewer's and exporter's override is a constant colour like black."""
         return "black" if renderers.BACKGROUND_COLOR_OVERRIDE is not None else self.config.background_color
 
-    def _anchors(self, num_rays: int) -> Int[Tensor, "anchors"] | slice:
-        wanted = self.config.num_shaping_rays
-        if wanted is None:
-            wanted = CPU_SHAPING_RAYS if self.device.type == "cpu" else WHOLE_BATCH
-        if wanted == WHOLE_BATCH or wanted >= num_rays:
-            return slice(None)  # no copies
-        # Evenly spaced, not the first ones: with images of mixed sizes nerfstudio hands out the rays image by image.
-        return torch.linspace(0, num_rays - 1, wanted, device=self.device).round().long()
+    @property
+    def num_anchors(self) -> int:
+        """Anchors wanted of a batch (`shaping.anchor_rays`)."""
+        if self.config.num_shaping_rays is not None:
+            return self.config.num_shaping_rays
+        return CPU_SHAPING_RAYS if self.device.type == "cpu" else WHOLE_BATCH
 
     def _render_jacobians(
         self,
@@ -268,15 +268,27 @@ class JacobiNeRFModel(NerfactoModel):
             return torch.cat(parts, dim=-1)
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Nerfacto's metrics; while shaping also both shaping losses and the cosines of positive and negative pairs."""
-        metrics = super().get_metrics_dict(outputs, batch)
+        """Nerfacto's metrics; while shaping also both shaping losses and the cosines of positive and negative pairs.
+
+        `batch["features"]` are those of the anchors, or a future of them. In training steps that are not logged
+        (`log_every`) only what a loss is made of is here.
+        """
+        logged = not self.training or (self.log_every > 0 and self.step % self.log_every == 0)
+        if logged:
+            metrics = super().get_metrics_dict(outputs, batch)
+        else:
+            metrics = {"distortion": nerfacto.distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])}
         if "jacobians" in outputs:
-            features = batch["features"].to(self.device)[outputs["anchors"]]
+            features = batch["features"]
+            features = (features.result() if isinstance(features, Future) else features).to(self.device)
             with torch.autocast(device_type=self.device.type, enabled=False):
                 jacobians, features = gather_rows(outputs["jacobians"]), gather_rows(features.float())
-                terms, threshold = shaping.shaping_terms(jacobians, features, self.pair_threshold, self.config.shaping)
+                terms, threshold = shaping.shaping_terms(
+                    jacobians, features, self.pair_threshold, self.config.shaping, statistics=logged
+                )
             self.pair_threshold.copy_(threshold)
-            metrics.update(terms._asdict(), pair_threshold=self.pair_threshold.clone())
+            metrics.update({name: value for name, value in terms._asdict().items() if value is not None})
+            metrics["pair_threshold"] = self.pair_threshold.clone()
         return metrics
 
     def get_loss_dict(

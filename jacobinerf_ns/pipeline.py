@@ -70,7 +70,8 @@ class JacobiNeRFPipeline(VanillaPipeline):
             super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
             trains = self._trains = test_mode == "val"
             if trains and self.model.config.shaping.active:
-                self.datamanager.prepare_features(from_step=self.model.config.shaping_start_step)
+                start = self.model.config.shaping_start_step
+                self.datamanager.prepare_features(from_step=start, num_anchors=self.model.num_anchors)
         self.labels: LabelKeeper | None = None
         if config.annotations is not None:
             self.show_labels(config.annotations)

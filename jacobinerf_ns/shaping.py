@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,6 +32,8 @@ PairRule = Literal["soft", "threshold"]
 THRESHOLD_START = 0.8
 THRESHOLD_STEP = 0.001
 THRESHOLD_RANGE = (0.5, 0.9)
+WHOLE_BATCH = 0
+"""Number of anchors that stands for all rays of a batch."""
 ROWS_AT_ONCE = 256
 """Rows of a symmetric product that a CPU makes at a time: narrow enough to skip a third of it, wide enough for BLAS."""
 POSITIVE_SHARE = (0.05, 0.15)
@@ -91,6 +93,18 @@ class ShapingTerms(NamedTuple):
     """The same of negative pairs."""
     positive_share: Float[Tensor, ""] | None = None
     """Share of pairs that are positive; for soft pairs the effective share."""
+
+
+def anchor_rays(num_rays: int, wanted: int, device: torch.device | str = "cpu") -> Int[Tensor, "anchors"] | slice:
+    """Which rays of a batch are anchors: `wanted` of them, evenly spaced; a slice where that is all.
+
+    A rule of whole numbers, so that whoever prepares features and whoever renders Jacobians, on whatever device, find
+    the same rays. Not the first ones: with images of mixed sizes nerfstudio hands out the rays image by image.
+    """
+    if wanted == WHOLE_BATCH or wanted >= num_rays:
+        return slice(None)  # no copies
+    gaps = max(wanted - 1, 1)
+    return (2 * torch.arange(wanted, device=device) * (num_rays - 1) + gaps) // (2 * gaps)
 
 
 def decayed_share(steps_of_shaping: int, decay_steps: int | None, final_share: float) -> float:

@@ -77,6 +77,7 @@ class JacobiNeRFTrainer(Trainer):
             CONSOLE.quiet = True  # rank 0 says it all
         with one_line_exit():
             super().setup(test_mode)
+        self.pipeline.model.log_every = self.config.logging.steps_per_log
 
     def train(self) -> None:
         """The training loop; bad input that only shows there ends in one line too."""

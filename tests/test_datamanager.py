@@ -1,6 +1,7 @@
 """Features at the pixels of training batches."""
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.shaping import anchor_rays
 
 COUNT = 6
 
@@ -80,6 +82,26 @@ def test_features_are_those_of_the_sampled_pixels(tmp_path: Path, sizes):
         assert batch["features"].dtype == torch.float32
         assert len(rays) == len(batch["features"])
         torch.testing.assert_close(batch["features"], expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_features_are_those_of_the_anchors_and_change_no_pixel(capture: Path, tmp_path: Path, in_a_thread: bool):
+    found = manager(capture, OracleConfig(), tmp_path / "cache")
+    torch.manual_seed(3)
+    plain = [found.next_train(step)[1]["indices"] for step in range(3)]
+    found.prepare_features(from_step=0, num_anchors=10)
+    assert found.feature_store is not None
+    if in_a_thread:
+        found._reader = ThreadPoolExecutor(max_workers=1)
+    torch.manual_seed(3)
+    for step, indices in enumerate(plain):
+        batch = found.next_train(step)[1]
+        features = batch["features"]
+        assert isinstance(features, Future) == in_a_thread
+        features = features.result() if in_a_thread else features
+        assert torch.equal(batch["indices"], indices)
+        assert torch.equal(features, found.feature_store.sample(indices)[anchor_rays(64, 10)])
+        assert features.shape == (10, 64)
 
 
 def test_features_come_only_when_prepared_and_due(capture: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """The closed form inside the real field, and what the model does while it shapes and while it does not."""
 
 import socket
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny import tiny_config
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.shaping import ShapingConfig
 
 RAYS = 12
 
@@ -148,6 +150,25 @@ def test_shaping_losses_and_statistics_are_reported_and_reach_the_trunk():
     assert float(gradient.norm()) > 0
 
 
+def test_what_is_only_logged_is_made_in_logged_steps():
+    model = make_model(shaping_start_step=0, shaping=ShapingConfig()).train()
+    model.log_every = 10
+    batch = {"image": torch.rand(RAYS, 3), "features": torch.randn(RAYS, 5)}
+    model.step = 20
+    outputs = model(rays())
+    logged = model.get_metrics_dict(outputs, batch)
+    model.step = 21
+    ready: Future = Future()
+    ready.set_result(batch["features"])
+    others = model.get_metrics_dict(outputs, {**batch, "features": ready})
+    assert others.keys() == {"distortion", "mig", "norm", "pair_threshold"}
+    assert others.keys() | {"psnr", "cosine_positive", "cosine_negative", "positive_share"} == logged.keys()
+    for name, value in others.items():
+        torch.testing.assert_close(value, logged[name], rtol=0, atol=0)
+    losses = [model.get_loss_dict(outputs, batch, metrics) for metrics in (logged, others)]
+    assert all(torch.equal(value, losses[1][name]) for name, value in losses[0].items())
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_detached_weights_keep_shaping_away_from_density(detach: bool):
     model = make_model(shaping_start_step=0, detach_rendering_weights=detach).train()
@@ -180,6 +201,7 @@ def test_num_shaping_rays_picks_evenly_spaced_rays():
     outputs = model(rays())
     assert outputs["anchors"].tolist() == [0, 4, 7, 11]
     assert outputs["jacobians"].shape[0] == 4
+    assert model.num_anchors == 4
 
 
 def test_construction_needs_no_network(monkeypatch: pytest.MonkeyPatch):

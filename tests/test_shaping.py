@@ -245,6 +245,16 @@ def test_shaping_terms_report_what_they_compare():
     assert math.isclose(float(terms.positive_share), 1 / 4, abs_tol=1e-6)
 
 
+def test_anchors_are_evenly_spaced():
+    assert S.anchor_rays(12, S.WHOLE_BATCH) == S.anchor_rays(12, 12) == S.anchor_rays(12, 99) == slice(None)
+    assert torch.equal(torch.as_tensor(S.anchor_rays(4096, 64)), 65 * torch.arange(64))
+    assert torch.as_tensor(S.anchor_rays(12, 4)).tolist() == [0, 4, 7, 11]
+    assert torch.as_tensor(S.anchor_rays(12, 1)).tolist() == [0]
+    gaps = torch.as_tensor(S.anchor_rays(1000, 333)).diff()
+    assert gaps.min() == 3
+    assert gaps.max() == 4
+
+
 def test_decay_is_half_a_cosine_and_then_stays():
     assert S.decayed_share(10**6, None, 0.1) == 1.0
     shares = [S.decayed_share(step, 100, 0.1) for step in (0, 50, 100, 500)]
