@@ -277,9 +277,13 @@ class Tab:
         self.wait_until(fits, f"a scene of {wanted}")
         self._wait_for_rest()
 
-    def page_point(self, row: float, col: float) -> tuple[float, float]:
-        """Where the ray through the centre of a pixel of the last frame leaves the page: x, y in CSS pixels."""
-        box, (height, width, _) = self.canvas(), self.frame().shape
+    def page_point(self, row: float, col: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Where the ray through the centre of a pixel leaves the page: x, y in CSS pixels.
+
+        `size` (height, width) is that of the picture that the pixel is of. The last frame is no measure: it is one of
+        nerfstudio's small ones when the camera has just moved, and the same pixel of it is elsewhere, or nowhere.
+        """
+        box, (height, width) = self.canvas(), size
         # Frames are as high as the view; their width was cut to whole pixels around the middle.
         x = 0.5 + (col + 0.5 - width / 2) / (height * box["width"] / box["height"])
         return self._place(x, (row + 0.5) / height, box)
@@ -293,9 +297,9 @@ class Tab:
         """
         self._click(*self._place(x, y, self.canvas()))
 
-    def click_pixel(self, row: float, col: float) -> None:
-        """Clicks where a pixel of the last frame is shown."""
-        self._click(*self.page_point(row, col))
+    def click_pixel(self, row: float, col: float, size: tuple[int, int]) -> None:
+        """Clicks where a pixel of a picture of this size (height, width) is shown."""
+        self._click(*self.page_point(row, col, size))
 
     def drag_scene(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """Drags from one place to another, in fractions of the scene: a box, or the camera."""
@@ -333,6 +337,9 @@ class Tab:
         raise AssertionError("the page sent no click")
 
     def _place(self, x: float, y: float, box: dict[str, float]) -> tuple[float, float]:
+        # Beside the scene lies the panel: a click there is never sent, and presses what happens to be there.
+        assert 0 <= x <= 1, f"({x:.3f}, {y:.3f}) lies beside the scene"
+        assert 0 <= y <= 1, f"({x:.3f}, {y:.3f}) lies beside the scene"
         # viser counts a pixel's centre in: half a pixel less here gives just the place that is meant.
         return box["x"] + x * box["width"] - 0.5, box["y"] + y * box["height"] - 0.5
 

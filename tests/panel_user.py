@@ -102,9 +102,7 @@ class User:
 
     def click_pixel(self, row: float, col: float) -> None:
         """Clicks at a pixel of the room's photographs, whatever the size of the last frame is."""
-        box = self.tab.canvas()
-        x = 0.5 + (col + 0.5 - WIDTH / 2) / (HEIGHT * box["width"] / box["height"])
-        self.tab.click_scene(x, (row + 0.5) / HEIGHT)
+        self.tab.click_pixel(row, col, (HEIGHT, WIDTH))
 
     def open_folder(self, label: str) -> None:
         """Opens a folder of the panel; its title stands before what is in it."""
