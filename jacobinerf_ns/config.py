@@ -23,9 +23,10 @@ FULL_MODEL = JacobiNeRFModelConfig(
     average_init_density=0.01,
     camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
     entity_units=64,
+    entity_max_res=128,
     shaped_layers="entity",
     shaping_start_step=6000,
-    shaping=ShapingConfig(mig_loss_mult=0.05, decay_steps=24000),
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.15, decay_steps=24000),
 )
 LITE_MODEL = replace(
     FULL_MODEL,
@@ -39,7 +40,7 @@ LITE_MODEL = replace(
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
     shaping_start_step=500,
-    shaping=ShapingConfig(mig_loss_mult=0.05, decay_steps=2000),
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.15, decay_steps=2000),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,

@@ -18,7 +18,7 @@ from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_rendering import LabelSnapshot, Mark, SurfacePool, prototype_responses
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.propagation import PropagationConfig, Prototypes, Seeds, label_responses, select_prototypes
-from jacobinerf_ns.refinement import clearest_refinement, consistent_vectors, grow
+from jacobinerf_ns.refinement import clearest_refinement, grow
 from jacobinerf_ns.seed_traces import SeedTrace, SeedTraces
 from jacobinerf_ns.seeds import SeedRays
 from jacobinerf_ns.traces import Piece, surface_points
@@ -164,21 +164,21 @@ class LabelKeeper:
         return self._model.chunks(trace.rays[hit.to(trace.rays.origins.device)])
 
     def _surface(self) -> _Surface:
-        """Surface points of random training pixels, their Jacobians consistent between views; once per weights."""
+        """Surface points of random training pixels and their Jacobians; once per weights."""
         version = self._model.weights_version
         if self._surface_pixels is None or self._surface_pixels.version != version:
             traces = [self._model.trace(chunk) for chunk in self._model.chunks(self._random_rays(POOL_RAYS))]
             points = torch.cat([surface_points(traced) for traced in traces])
             vectors = torch.cat([traced.jacobians for traced in traces])
             tree = KDTree(points.cpu().numpy())
-            self._surface_pixels = _Surface(version, consistent_vectors(vectors, points), tree)
+            self._surface_pixels = _Surface(version, vectors, tree)
         return self._surface_pixels
 
     def _smoothing(self, prototypes: Prototypes, config: PropagationConfig, count: int) -> SurfacePool:
         surface = self._surface()
         similarity = cosine_response(surface.vectors, prototypes.vectors)
         found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature)
-        return SurfacePool(surface.tree, found)
+        return SurfacePool(surface.tree, surface.vectors, found)
 
 
 def _seeds(

@@ -43,6 +43,8 @@ class SurfacePool(NamedTuple):
 
     tree: KDTree
     """Of the points, scene units."""
+    vectors: Float[Tensor, "pixels dims"]
+    """Their Jacobians."""
     responses: Float[Tensor, "pixels labels"]
 
 
@@ -93,8 +95,9 @@ def responses(piece: Piece, snapshot: LabelSnapshot) -> Float[Tensor, "rays labe
     found = label_responses(similarity, snapshot.prototypes, count, config.neighbours, config.temperature)
     if snapshot.pool is None:
         return found
-    near = piece.neighbours(snapshot.pool.tree, min(NEAR_POINTS, len(snapshot.pool.responses)))
-    nearby = snapshot.pool.responses[near.to(found.device)].mean(1)
+    pool = snapshot.pool
+    near, shares = piece.neighbours(pool.tree, pool.vectors, min(NEAR_POINTS, len(pool.vectors)))
+    nearby = (pool.responses[near] * shares[..., None]).sum(1)
     return torch.lerp(found, nearby.to(found), config.smooth)
 
 

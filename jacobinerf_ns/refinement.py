@@ -73,18 +73,17 @@ def _separation(prototypes: Prototypes, vectors: Float[Tensor, "pixels dims"]) -
     return float((best - similarity.masked_fill(~others, 0.0).amax(-1)).mean())
 
 
-def consistent_vectors(
-    vectors: Float[Tensor, "pixels dims"], points: Float[Tensor, "pixels 3"], neighbours: int = 8
-) -> Float[Tensor, "pixels dims"]:
-    """Mean unit vector of each pixel's nearest surface points, its own included.
+def alike_shares(
+    vectors: Float[Tensor, "pixels dims"], near: Float[Tensor, "pixels neighbours dims"], temperature: float = 0.1
+) -> Float[Tensor, "pixels neighbours"]:
+    """Share of each neighbour in what a pixel is smoothed with: a softmax over the cosines of their Jacobians.
 
-    Pixels of different views that see one place are neighbours in space: what a single view got wrong averages out
-    (the multi-view consistency of J-NeRF+). `points` in any unit.
+    Points that lie side by side on a surface may belong to two things. Taken alike, they blur the border between them,
+    and things smaller than the distance of the points vanish; those that resonate with the pixel are of its own kind.
     """
     unit = F.normalize(vectors, dim=-1, eps=NORM_EPS)
-    count = min(neighbours, len(points))
-    near = [torch.cdist(part, points).topk(count, largest=False).indices for part in points.split(1024)]
-    return torch.cat([unit[part].mean(1) for part in near]) if near else unit
+    others = F.normalize(near, dim=-1, eps=NORM_EPS)
+    return ((others @ unit[..., None])[..., 0] / temperature).softmax(-1)
 
 
 def grow(

@@ -18,6 +18,7 @@ from torch import Tensor
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.field import FieldTrace
 from jacobinerf_ns.jacobian import Background
+from jacobinerf_ns.refinement import alike_shares
 
 
 class Traced(NamedTuple):
@@ -44,7 +45,7 @@ class Piece:
     def __init__(self, traced: Traced) -> None:
         self.outputs = traced.outputs
         self.samples: Traced | None = traced
-        self._near: tuple[KDTree, Tensor] | None = None
+        self._near: tuple[KDTree, Tensor, Tensor] | None = None
 
     @cached_property
     def lengths(self) -> Float[Tensor, "rays 1"]:
@@ -84,12 +85,15 @@ class Piece:
         other.samples = samples
         return other
 
-    def neighbours(self, tree: KDTree, count: int) -> Int[Tensor, "rays neighbours"]:
-        """The nearest points of a tree; found once, since they do not depend on labels."""
+    def neighbours(
+        self, tree: KDTree, vectors: Float[Tensor, "points dims"], count: int
+    ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
+        """The nearest points of a tree and their `alike_shares`; found once, since neither depends on labels."""
         if self._near is None or self._near[0] is not tree:
-            _, indices = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
-            self._near = (tree, torch.from_numpy(indices))
-        return self._near[1]
+            _, found = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
+            indices = torch.from_numpy(found).to(vectors.device)
+            self._near = (tree, indices, alike_shares(self.jacobians, vectors[indices]))
+        return self._near[1:]
 
     @property
     def nbytes(self) -> int:

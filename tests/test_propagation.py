@@ -230,11 +230,13 @@ def test_refinement_ignores_pixels_between_two_labels():
     assert torch.allclose(refinement.refine_prototypes(start, between, 5).vectors, start.vectors)
 
 
-def test_consistent_vectors_average_over_the_surface():
-    points = torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [9.0, 0, 0], [9.1, 0, 0]])
-    vectors = torch.tensor([[2.0, 0], [0, 2.0], [0, 1.0], [0, 1.0]])
-    found = refinement.consistent_vectors(vectors, points, neighbours=2)
-    assert torch.allclose(found, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0, 1.0], [0, 1.0]]))
+def test_a_pixel_is_smoothed_with_neighbours_of_its_own_kind():
+    vectors = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    near = torch.tensor([[[3.0, 0.0], [0.0, 5.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    shares = refinement.alike_shares(vectors, near, temperature=0.5)
+    e = torch.exp(torch.tensor(2.0))
+    assert torch.allclose(shares[0], torch.stack([e, torch.tensor(1.0)]) / (1 + e))
+    assert torch.allclose(shares[1], torch.tensor([0.5, 0.5]))  # no kind of its own: all alike
 
 
 def test_growing_takes_what_resembles_the_seed():
