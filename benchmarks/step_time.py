@@ -1,153 +1,148 @@
-"""What shaping costs: step time with it, without it, and by one autograd call per ray, on the same batches.
+"""What a training step takes, with shaping and without, and what it took at another commit, side by side in one run.
 
-    python benchmarks/step_time.py                    # jacobinerf-lite's field, 1024 rays, CPU or GPU
-    python benchmarks/step_time.py --method jacobinerf --rays 4096
+    python benchmarks/step_time.py                             # jacobinerf-lite, 512 and 1024 rays, 1 and 2 threads
+    git worktree add ../before COMMIT
+    python benchmarks/step_time.py --baseline ../before        # and before ÷ after
 
-The variants take turns within one process, so that a machine whose speed drifts slows all of them alike; medians.
+Steps are the trainer's own: its iteration, optimisers, schedulers, callbacks and share of proposal updates. Each tree
+has a process for each number of threads. They take turns, one at a time, so that a machine whose speed drifts slows all
+of them alike; medians over turns.
 """
 
 import json
+import os
 import statistics
-import time
-from dataclasses import dataclass, replace
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import tyro
-from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.data.scene_box import SceneBox
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jacobinerf_ns.config import FULL_MODEL, LITE_MODEL
 from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.model import WHOLE_BATCH, JacobiNeRFModel, JacobiNeRFModelConfig
 
-LOOP_RAYS = (64, 256, 1024)
-FEATURE_DIM = 384
+HERE = Path(__file__).resolve().parent.parent
+WORKER = Path(__file__).resolve().parent / "step_worker.py"
+WARM_UP = 2
+KINDS = ("off", "on")
 
 
 @dataclass
 class StepTime:
-    """Times training steps with and without shaping, all rays being anchors."""
+    """Times training steps with and without shaping, here and in a baseline."""
 
     method: Literal["jacobinerf-lite", "jacobinerf"] = "jacobinerf-lite"
     """Whose field is trained."""
-    rays: int = 1024
-    """Rays per batch, all of them anchors."""
-    repeats: int = 15
-    """Steps of each variant that are timed."""
-    loop_repeats: int = 3
-    """Steps by one autograd call per ray that are timed, for each number of rays."""
+    baseline: Path | None = None
+    """Another checkout of this project, timed beside this one."""
+    rays: tuple[int, ...] = (512, 1024)
+    """Rays per batch."""
+    threads: tuple[int, ...] = (1, 2)
+    """Threads that torch and compiled kernels may use."""
+    turns: int = 9
+    """Turns of six steps for each combination, after two that are not timed."""
     output: Path = Path("benchmarks/results/step_time.json")
     """Where the numbers go."""
 
     def main(self) -> None:
-        """Times all variants, prints a table and writes the JSON file."""
-        device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
-        bench = Bench(LITE_MODEL if self.method == "jacobinerf-lite" else FULL_MODEL, device)
-        times = bench.alternate({"off": self.rays, "on": self.rays, "on, whole gradient": self.rays}, self.repeats)
-        numbers = {
-            "method": self.method,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "rays": self.rays,
-            "seconds_off": times["off"],
-            "seconds_on": times["on"],
-            "on_over_off": times["on"] / times["off"],
-            "on_with_whole_gradient_over_off": times["on, whole gradient"] / times["off"],
-            "loop_over_ours": {},
-        }
-        for rays in LOOP_RAYS:
-            pair = bench.alternate({"on": rays, "loop": rays}, self.loop_repeats)
-            numbers["loop_over_ours"][str(rays)] = pair["loop"] / pair["on"]
+        """Times everything, prints a table and writes the JSON file."""
+        trees = {"after": HERE}
+        if self.baseline is not None:
+            trees["before"] = self.baseline.resolve()
+        with ExitStack() as stack:
+            workers = {
+                (name, threads): stack.enter_context(Turns(tree, self.method, threads))
+                for threads in self.threads
+                for name, tree in trees.items()
+            }
+            device = {worker.device for worker in workers.values()}.pop()
+            seconds = self._take_turns(workers)
+        rows = [self._row(seconds, threads, rays) for threads in self.threads for rays in self.rays]
+        commits = {name: commit(tree) for name, tree in trees.items()}
+        numbers = {"method": self.method, "device": device, "turns": self.turns, "commits": commits, "rows": rows}
         with atomic_write(self.output) as temporary:
             temporary.write_text(json.dumps(numbers, indent=2) + "\n")
-        table = Table(title=f"{self.method}, {device}, medians")
-        table.add_column("what")
-        table.add_column("ratio", justify="right")
-        table.add_row(f"shaping on ÷ off, {self.rays} rays", f"{numbers['on_over_off']:.3f}")
-        whole = numbers["on_with_whole_gradient_over_off"]
-        table.add_row(
-            f"the same with shaping-gradient-below 1 (no second trunk pass), {self.rays} rays", f"{whole:.3f}"
+        Console().print(table(f"{self.method}, {device}, medians of {self.turns} turns", rows))
+
+    def _take_turns(self, workers: dict[tuple[str, int], "Turns"]) -> dict[tuple[str, int, int, str], float]:
+        """Median seconds of a step by tree, threads, rays and kind."""
+        found: dict[tuple[str, int, int, str], list[float]] = {}
+        for turn in track(range(WARM_UP + self.turns), description="turns"):
+            for rays in self.rays:
+                for kind in KINDS:
+                    for (name, threads), worker in workers.items():
+                        elapsed = worker.turn(rays, kind)
+                        if turn >= WARM_UP:  # the first ones allocate
+                            found.setdefault((name, threads, rays, kind), []).append(elapsed)
+        return {key: statistics.median(values) for key, values in found.items()}
+
+    def _row(self, seconds: dict[tuple[str, int, int, str], float], threads: int, rays: int) -> dict[str, Any]:
+        after = {kind: seconds["after", threads, rays, kind] for kind in KINDS}
+        row: dict[str, Any] = {"threads": threads, "rays": rays, "seconds": after}
+        row["on_over_off"] = after["on"] / after["off"]
+        if self.baseline is not None:
+            before = {kind: seconds["before", threads, rays, kind] for kind in KINDS}
+            row["seconds_before"] = before
+            row["on_over_off_before"] = before["on"] / before["off"]
+            row["before_over_after"] = {kind: before[kind] / after[kind] for kind in KINDS}
+        return row
+
+
+class Turns:
+    """A worker process of one tree; ended with the block, whatever happens in it."""
+
+    def __init__(self, tree: Path, method: str, threads: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        command = [sys.executable, str(WORKER), str(tree), method, str(threads)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
         )
-        for rays, ratio in numbers["loop_over_ours"].items():
-            table.add_row(f"step by an autograd call per ray ÷ ours, {rays} rays", f"{ratio:.1f}")
-        Console().print(table)
+        self.device = ""
+
+    def __enter__(self) -> "Turns":
+        self.device = self._answer()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def turn(self, rays: int, kind: str) -> float:
+        """Mean seconds of a step over one turn of this worker."""
+        assert self._process.stdin is not None
+        print(rays, kind, file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker ended; what it said is above")
+        return line.strip()
 
 
-class Bench:
-    """One model and its optimiser, and steps of three kinds on random rays through a unit box."""
+def commit(tree: Path) -> str:
+    """The commit of a checkout, with a + where files differ from it."""
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    def __init__(self, config: JacobiNeRFModelConfig, device: torch.device) -> None:
-        torch.manual_seed(0)
-        box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
-        config = replace(config, num_shaping_rays=WHOLE_BATCH, shaping_start_step=1)
-        model = config.setup(scene_box=box, num_train_data=40, metadata={}, device=device, grad_scaler=None)
-        self.model: JacobiNeRFModel = model.to(device).train()
-        groups = self.model.get_param_groups()
-        parameters = [parameter for group in groups.values() for parameter in group]
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-15)
-        self.device = device
 
-    def alternate(self, variants: dict[str, int], repeats: int) -> dict[str, float]:
-        """Median seconds of a step per variant (kind to rays), the variants taking turns on the same batches."""
-        seconds: dict[str, list[float]] = {kind: [] for kind in variants}
-        for repeat in track(range(repeats + 2), description=f"{'/'.join(variants)}, {max(variants.values())} rays"):
-            for kind, rays in variants.items():
-                elapsed = self._timed_step(kind, rays, seed=repeat)
-                if repeat >= 2:  # the first steps allocate
-                    seconds[kind].append(elapsed)
-        return {kind: statistics.median(values) for kind, values in seconds.items()}
-
-    def _timed_step(self, kind: str, rays: int, seed: int) -> float:
-        bundle, batch = self._batch(rays, seed)
-        self._wait()
-        start = time.perf_counter()
-        self.model.step = 1 if kind.startswith("on") else 0
-        whole = kind == "on, whole gradient"
-        self.model.field.mlp_head.gradient_below = 1.0 if whole else self.model.config.shaping_gradient_below
-        # Proposal networks learn in every other step only; both kinds must get the same share of those steps.
-        self.model.proposal_sampler._steps_since_update = 10
-        self.model.proposal_sampler._step = 100
-        outputs = self.model(bundle)
-        if kind == "loop":
-            outputs["jacobians"] = self._jacobians_by_autograd(outputs["rgb"])
-            outputs["anchors"] = slice(None)
-        metrics = self.model.get_metrics_dict(outputs, batch)
-        loss = torch.stack(list(self.model.get_loss_dict(outputs, batch, metrics).values())).sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self._wait()
-        return time.perf_counter() - start
-
-    def _jacobians_by_autograd(self, rgb: torch.Tensor) -> torch.Tensor:
-        """As the release does it: one gradient with its graph per ray, differentiated again by the loss."""
-        weight = self.model.field.mlp_head.rgb_layer.weight
-        rows = [torch.autograd.grad(pixel.mean(), weight, create_graph=True)[0].flatten() for pixel in rgb]
-        return torch.stack(rows)
-
-    def _batch(self, rays: int, seed: int) -> tuple[RayBundle, dict[str, torch.Tensor]]:
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.nn.functional.normalize(torch.randn(rays, 3, generator=generator), dim=-1)
-        bundle = RayBundle(
-            origins=0.1 * torch.randn(rays, 3, generator=generator),
-            directions=directions,
-            pixel_area=torch.full((rays, 1), 1e-4),
-            camera_indices=torch.randint(0, 40, (rays, 1), generator=generator),
-        )
-        batch = {
-            "image": torch.rand(rays, 3, generator=generator),
-            "features": torch.randn(rays, FEATURE_DIM, generator=generator),
-        }
-        return bundle.to(self.device), {name: value.to(self.device) for name, value in batch.items()}
-
-    def _wait(self) -> None:
-        if self.device.type != "cpu":
-            torch.cuda.synchronize()
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """The rows as people read them."""
+    found = Table(title=title)
+    for name in ("threads", "rays", "off (ms)", "on (ms)", "on ÷ off", "before ÷ after: off", "on"):
+        found.add_column(name, justify="right")
+    for row in rows:
+        times = [f"{1e3 * row['seconds'][kind]:.1f}" for kind in KINDS]
+        faster = [f"{row['before_over_after'][kind]:.2f}" if "before_over_after" in row else "" for kind in KINDS]
+        found.add_row(str(row["threads"]), str(row["rays"]), *times, f"{row['on_over_off']:.3f}", *faster)
+    return found
 
 
 if __name__ == "__main__":
