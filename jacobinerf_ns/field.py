@@ -8,7 +8,7 @@ longer vector, and what belongs together has room that colour hardly needs.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,10 @@ class FieldTrace:
     ray_samples: RaySamples
     density: Float[Tensor, "rays samples 1"]
     colours: Float[Tensor, "rays samples channels"]
+    logits: Float[Tensor, "rays samples channels"]
+    """Pre-sigmoid colours."""
     activations: Float[Tensor, "rays samples hidden"]
+    """Units whose weights in the RGB layer are shaped and perturbed: all that it reads, or the entity branch's."""
     inputs: Float[Tensor, "rays samples inputs"] | None
     """Inputs of the last trunk layer; None where the trunk is one fused tiny-cuda-nn kernel that hides them."""
 
@@ -74,6 +77,14 @@ class EntityBranch(nn.Module):
         return self.layers(self.encoding(positions).to(positions))
 
 
+class HeadRecord(NamedTuple):
+    """What Jacobians are made of at the points of one query, flat; as in `FieldTrace`."""
+
+    logits: Float[Tensor, "points channels"]
+    activations: Float[Tensor, "points hidden"]
+    inputs: Float[Tensor, "points inputs"] | None
+
+
 class ColourHead(nn.Module):
     """Nerfacto's colour head cut open before its last layer: a trunk ending in ReLU, a linear RGB layer, a sigmoid.
 
@@ -104,22 +115,36 @@ class ColourHead(nn.Module):
         """The branch's activations at the points that are asked next; the field hands them over."""
         self.gradient_below = 1.0
         """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
-        self.records: list[tuple[Tensor | None, Tensor]] | None = None
+        self.shapes_entity_alone = False
+        """Whether the entity branch's units are recorded instead of all that the RGB layer reads."""
+        self.records: list[HeadRecord] | None = None
 
     def forward(self, features: Float[Tensor, "points features"]) -> Float[Tensor, "points channels"]:
         """Colour in 0..1 of points, from their direction, geometry and appearance features."""
         inputs, trunk = self.hidden(features)
-        activations = self._joined(trunk)
+        # Slopes p(1 − p) are differences of nearly equal numbers in half precision.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            logits = self.rgb_layer(self._joined(trunk).to(self.rgb_layer.weight.dtype))
         if self.records is not None:
-            if self.training and self.gradient_below < 1.0:
-                again, shaped = self.hidden(_scale_gradient(features, self.gradient_below))
-                self.records.append((again, self._joined(shaped)))
-            else:
-                self.records.append((inputs, activations))
-        return torch.sigmoid(self.rgb_layer(activations.to(self.rgb_layer.weight.dtype)))
+            self.records.append(self._record(features, inputs, trunk, logits))
+        return torch.sigmoid(logits)
 
     def _joined(self, trunk: Float[Tensor, "points trunk"]) -> Float[Tensor, "points hidden"]:
         return trunk if self.entity is None else torch.cat([trunk, self.entity.to(trunk)], dim=-1)
+
+    def _record(
+        self,
+        features: Float[Tensor, "points features"],
+        inputs: Tensor | None,
+        trunk: Float[Tensor, "points trunk"],
+        logits: Float[Tensor, "points channels"],
+    ) -> HeadRecord:
+        if self.shapes_entity_alone:
+            assert self.entity is not None
+            return HeadRecord(logits, self.entity, None)
+        if self.training and self.gradient_below < 1.0:
+            inputs, trunk = self.hidden(_scale_gradient(features, self.gradient_below))
+        return HeadRecord(logits, self._joined(trunk), inputs)
 
     def hidden(
         self, features: Float[Tensor, "points features"]
@@ -192,15 +217,16 @@ class JacobiNeRFField(NerfactoField):
         """Density and colour of samples, as nerfacto's field answers; recorded when recording."""
         outputs = super().forward(ray_samples, compute_normals=compute_normals)
         if self._traces is not None and self.mlp_head.records is not None:
-            inputs, activations = self.mlp_head.records.pop()
+            record = self.mlp_head.records.pop()
             shape = outputs[FieldHeadNames.RGB].shape[:-1]
             self._traces.append(
                 FieldTrace(
                     ray_samples=ray_samples,
                     density=outputs[FieldHeadNames.DENSITY],
                     colours=outputs[FieldHeadNames.RGB],
-                    activations=activations.view(*shape, -1),
-                    inputs=None if inputs is None else inputs.view(*shape, -1),
+                    logits=record.logits.view(*shape, -1),
+                    activations=record.activations.view(*shape, -1),
+                    inputs=None if record.inputs is None else record.inputs.view(*shape, -1),
                 )
             )
         return outputs

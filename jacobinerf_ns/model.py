@@ -18,6 +18,7 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
 from jacobinerf_ns import encodings, jacobian, shaping
+from jacobinerf_ns.contraction import CubeContraction
 from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers
@@ -33,7 +34,7 @@ from jacobinerf_ns.view_rendering import render_view
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 NOT_YET = -1
-CPU_SHAPING_RAYS = 1024
+CPU_SHAPING_RAYS = 512
 """Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
 
 
@@ -51,7 +52,7 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
-    on a GPU, at most 1024 on a CPU (paper: 64). Of each process, where several train together."""
+    on a GPU, at most 512 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of its weights that read
     the entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
@@ -94,6 +95,7 @@ class JacobiNeRFModel(NerfactoModel):
         with (
             named_as_nerfstudio_does(self.config, chosen),
             mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
+            mock.patch("nerfstudio.models.nerfacto.SceneContraction", CubeContraction),
             mock.patch("nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())),
         ):
             super().populate_modules()
@@ -111,8 +113,8 @@ class JacobiNeRFModel(NerfactoModel):
             )
         if chosen == "jit":
             self._compile_hash_grids()
-        # Of the branch alone nothing lies below the trunk, and a second pass through it would be for nothing.
-        self.field.mlp_head.gradient_below = 1.0 if layers == "entity" else self.config.shaping_gradient_below
+        self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
+        self.field.mlp_head.shapes_entity_alone = layers == "entity"
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
@@ -181,7 +183,7 @@ class JacobiNeRFModel(NerfactoModel):
         weights = outputs["weights_list"][-1]
         if self.config.detach_rendering_weights:
             weights = weights.detach()
-        trace = self._shaped_part(traces[0])
+        trace = traces[0]
         if self.config.detach_colours:
             trace = replace(trace, colours=trace.colours.detach())
         outputs["anchors"] = anchors
@@ -217,24 +219,17 @@ class JacobiNeRFModel(NerfactoModel):
             ray_bundle = self.collider(ray_bundle)
         with self.field.recording() as traces:
             outputs = super().get_outputs(ray_bundle)
-        whole, trace = traces[0], self._shaped_part(traces[0])
+        trace = traces[0]
         weights = trace.ray_samples.get_weights(trace.density)
-        layer = self.field.mlp_head.rgb_layer
         with torch.autocast(device_type=self.device.type, enabled=False):
             return Traced(
                 outputs=outputs,
                 trace=trace,
                 weights=weights[..., 0].float(),
                 jacobians=self._render_jacobians(trace, weights),
-                logits=torch.nn.functional.linear(whole.activations.float(), layer.weight.float(), layer.bias.float()),
+                logits=trace.logits.float(),
                 background=self._background(),
             )
-
-    def _shaped_part(self, trace: FieldTrace) -> FieldTrace:
-        """The trace with those activations alone whose weights in the RGB layer are shaped and perturbed."""
-        if self.config.shaped_layers != "entity":
-            return trace
-        return replace(trace, activations=trace.activations[..., -self.config.entity_units :])
 
     def _background(self) -> jacobian.Background:
         """What is behind the samples; the viewer's and exporter's override is a constant colour like black."""

@@ -9,9 +9,11 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.model_components.renderers import background_color_override_context
 from tiny import tiny_config
 
+from jacobinerf_ns.contraction import CubeContraction
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.shaping import ShapingConfig
@@ -70,7 +72,7 @@ def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(
     else:
         with model.field.recording() as traces:
             rgb = model(rays())["rgb"]
-        trace = model._shaped_part(traces[0])
+        trace = traces[0]
         found = model._render_jacobians(trace, trace.ray_samples.get_weights(trace.density))
     for ray, jacobian in zip(rgb.mean(-1), found, strict=True):
         expected = shaped_gradients(model, ray)
@@ -114,6 +116,21 @@ def test_shaping_the_branch_moves_nothing_else():
 def test_shaping_a_branch_that_is_not_there_is_refused_with_advice():
     with pytest.raises(UserError, match="entity-units"):
         make_model(entity_units=0, shaped_layers="entity")
+
+
+def test_the_contraction_is_nerfstudios():
+    ours, theirs = CubeContraction(), SceneContraction(order=float("inf"))
+    points = torch.cat([torch.randn(500, 3) * 3, torch.tensor([[1.0, 0, 0], [0.5, -0.5, 0.5], [0, 0, -7.0]])])
+    one, other = (points.clone().requires_grad_(True) for _ in range(2))
+    assert torch.equal(ours(one), theirs(other))
+    direction = torch.randn(len(points), 3)
+    (ours(one) * direction).sum().backward()
+    (theirs(other) * direction).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    model = make_model()
+    assert all(isinstance(part.spatial_distortion, CubeContraction) for part in [model.field, *model.proposal_networks])
 
 
 def test_an_overridden_background_is_a_constant():
