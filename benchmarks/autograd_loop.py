@@ -65,7 +65,7 @@ class Bench:
     def __init__(self, config: JacobiNeRFModelConfig, device: torch.device) -> None:
         torch.manual_seed(0)
         box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
-        config = replace(config, num_shaping_rays=WHOLE_BATCH, shaping_start_step=1)
+        config = replace(config, num_shaping_rays=WHOLE_BATCH, shaping_start_step=1, shaped_layers="rgb")
         model = config.setup(scene_box=box, num_train_data=40, metadata={}, device=device, grad_scaler=None)
         self.model: JacobiNeRFModel = model.to(device).train()
         groups = self.model.get_param_groups()

@@ -4,7 +4,7 @@ Letters: n [anchors] rays that take part (every anchor is compared with every ot
     f [features] size of a teacher feature, J [n d] Jacobians, T [n f] teacher features, τ temperature of the loss,
     τ_T temperature of the teacher, P_i and N_i positives and negatives of anchor i, rows of two masks [n n],
     Q [n n] soft memberships, rows that sum to 1, S [n n] cosines of Jacobians, P [n n] softmax of the rows of S/τ,
-    w [n] weights of anchors, K [n constant_dims] a part of the Jacobians that is a constant: [J|K] are then compared.
+    w [n] weights of anchors.
 
 Mutual-information-gradient (MIG) loss of anchor i, with hard pairs (paper, section 3.2) and with soft ones:
     L_i = −log( Σ_{j∈P_i} e^{cos(J_i,J_j)/τ} / Σ_{j∈P_i∪N_i} e^{cos(J_i,J_j)/τ} )
@@ -13,7 +13,7 @@ both as one n×n matrix, where the release loops over pairs.
 
 Gradients in closed form, which takes one matrix product where autograd takes two and keeps fewer n×n matrices:
     dL/dS_ij = w_i (P_ij − Q_ij) / (τ Σ_k w_k)        of the soft loss
-    dL/dJ_i = (Σ_j M_ij u_j − (Σ_j M_ij S_ij) u_i) / ‖[J|K]_i‖,   M = dL/dS + (dL/dS)ᵀ,   u_i = J_i / ‖[J|K]_i‖
+    dL/dJ_i = (Σ_j M_ij u_j − (Σ_j M_ij S_ij) u_i) / ‖J_i‖,   M = dL/dS + (dL/dS)ᵀ,   u_i = J_i / ‖J_i‖
 """
 
 import math
@@ -118,37 +118,30 @@ def decayed_share(steps_of_shaping: int, decay_steps: int | None, final_share: f
     return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def cosine_matrix(
-    vectors: Float[Tensor, "anchors dims"], constant: Float[Tensor, "anchors constant_dims"] | None = None
-) -> Float[Tensor, "anchors anchors"]:
-    """cos([v|k]_i, [v|k]_j) for all pairs; a zero vector has cosine 0 with everything.
-
-    `constant` (k) are further dimensions that enter cosines and norms and get no gradient, which spares their share of
-    the backward. Differentiable once, by `vectors`.
-    """
-    return _Cosines.apply(vectors, constant)
+def cosine_matrix(vectors: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
+    """cos(v_i, v_j) for all pairs; a zero vector has cosine 0 with everything. Differentiable once."""
+    return _Cosines.apply(vectors)
 
 
 class _Cosines(torch.autograd.Function):
     """S, and dJ from dS by the second equation of the module: one product instead of autograd's two."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, constant: Tensor | None) -> Tensor:
-        whole = vectors if constant is None else torch.cat([vectors, constant], dim=-1)
-        norms = torch.linalg.vector_norm(whole, dim=-1, keepdim=True)
-        unit = whole / norms.clamp_min(NORM_EPS)
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        unit = vectors / norms.clamp_min(NORM_EPS)
         cosines = _self_product(unit)
-        ctx.save_for_backward(unit[:, : vectors.shape[1]], norms, cosines)
+        ctx.save_for_backward(unit, norms, cosines)
         return cosines
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         unit, norms, cosines = ctx.saved_tensors
         both_ways = gradients[0].T.contiguous().add_(gradients[0])
         # Below NORM_EPS the divisor is a constant, and so has no gradient of its own.
         radial = (both_ways * cosines).sum(dim=-1, keepdim=True) * (norms > NORM_EPS)
-        return (both_ways @ unit - radial * unit) / norms.clamp_min(NORM_EPS), None
+        return (both_ways @ unit - radial * unit) / norms.clamp_min(NORM_EPS)
 
 
 def _self_product(rows: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
@@ -247,16 +240,9 @@ class _SoftMig(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradients[0], None, None, None
 
 
-def norm_loss(
-    jacobians: Float[Tensor, "anchors dims"], constant: Float[Tensor, "anchors constant_dims"] | None = None
-) -> Float[Tensor, ""]:
-    """mean((‖[J|K]‖ − 1)²): keeps every pixel able to respond, as a cosine says nothing of length (paper, section 3.2).
-
-    `constant` (K) are further dimensions without gradient.
-    """
-    parts = [jacobians] if constant is None else [jacobians, constant.detach()]
-    norms = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts])
-    return (torch.linalg.vector_norm(norms, dim=0) - 1.0).square().mean()
+def norm_loss(jacobians: Float[Tensor, "anchors dims"]) -> Float[Tensor, ""]:
+    """mean((‖J‖ − 1)²): keeps every pixel able to respond, since a cosine says nothing of length (paper, section 3.2)."""
+    return (torch.linalg.vector_norm(jacobians, dim=-1) - 1.0).square().mean()
 
 
 def shaping_terms(
@@ -264,16 +250,14 @@ def shaping_terms(
     features: Float[Tensor, "anchors features"],
     threshold: Float[Tensor, ""],
     config: ShapingConfig,
-    constant: Float[Tensor, "anchors constant_dims"] | None = None,
     statistics: bool = True,
 ) -> tuple[ShapingTerms, Float[Tensor, ""]]:
     """Both losses of one batch of anchors, what to log, and the moved threshold.
 
-    `features` are the teacher's, of the same pixels; they carry no gradient. `constant` are further dimensions of the
-    Jacobians that carry none either. Without `statistics` the terms that are only logged stay None. Expects float32:
-    call with autocast off.
+    `features` are the teacher's, of the same pixels; they carry no gradient. Without `statistics` the terms that are
+    only logged stay None. Expects float32: call with autocast off.
     """
-    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians, constant)
+    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians)
     if config.pairs == "threshold":
         pairs, threshold = threshold_pairs(teacher_cosine, threshold)
         mig = mig_loss(similarity, pairs, config.temperature)
@@ -282,7 +266,7 @@ def shaping_terms(
         membership = soft_pairs(teacher_cosine, config.teacher_temperature)
         mig = soft_mig_loss(similarity, membership, config.temperature, config.balance)
         found = _soft_statistics(similarity.detach(), membership) if statistics else ()
-    return ShapingTerms(mig, norm_loss(jacobians, constant), *found), threshold
+    return ShapingTerms(mig, norm_loss(jacobians), *found), threshold
 
 
 def _hard_statistics(

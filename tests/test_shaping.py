@@ -136,46 +136,39 @@ def plain_terms(jacobians: Tensor, features: Tensor, config: S.ShapingConfig) ->
     return (per_anchor * weight).sum() / weight.sum(), (jacobians.norm(dim=-1) - 1).square().mean()
 
 
-def random_batch(count: int, varying: int, constant: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Jacobians in two parts, and features in clusters."""
+def random_batch(count: int, dims: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Jacobians, and features in clusters."""
     generator = torch.Generator().manual_seed(count)
     kinds = torch.randn(5, 8, generator=generator)[torch.randint(0, 5, (count,), generator=generator)]
     features = kinds + 0.5 * torch.randn(count, 8, generator=generator)
-    parts = [torch.rand(count, dims, generator=generator) - 0.2 for dims in (varying, constant)]
-    return [value.to(dtype) for value in (*parts, features)]
+    return (torch.rand(count, dims, generator=generator) - 0.2).to(dtype), features.to(dtype)
 
 
 @pytest.mark.parametrize("count", [40, S.ROWS_AT_ONCE, 2 * S.ROWS_AT_ONCE + 17])
-def test_a_constant_part_enters_like_any_other_but_gets_no_gradient(count: int):
-    varying, constant, features = random_batch(count, 12, 20)
-    whole = torch.cat([varying, constant], dim=-1).requires_grad_()
-    leaves = [varying.requires_grad_(), constant.requires_grad_()]
-    config = S.ShapingConfig()
-    terms, _ = S.shaping_terms(leaves[0], features, torch.tensor(0.8), config, constant=leaves[1])
-    for found, expected in zip((terms.mig, terms.norm), plain_terms(whole, features, config), strict=True):
+def test_losses_and_gradients_are_those_of_the_plain_formula(count: int):
+    jacobians, features = random_batch(count, 12)
+    leaf, config = jacobians.requires_grad_(), S.ShapingConfig()
+    terms, _ = S.shaping_terms(leaf, features, torch.tensor(0.8), config)
+    for found, expected in zip((terms.mig, terms.norm), plain_terms(leaf, features, config), strict=True):
         assert abs(float((found - expected).detach())) <= 1e-6
-        gradient, of_constant = torch.autograd.grad(found, leaves, retain_graph=True, allow_unused=True)
-        exact = torch.autograd.grad(expected, whole, retain_graph=True)[0][:, :12]
-        assert of_constant is None
+        gradient, exact = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (found, expected))
         assert float((gradient - exact).norm() / exact.norm()) <= 1e-5
 
 
 @pytest.mark.parametrize("pairs", ["soft", "threshold"])
-@pytest.mark.parametrize("with_constant", [False, True])
-def test_gradients_in_closed_form_are_those_of_finite_differences(pairs: S.PairRule, with_constant: bool):
-    varying, constant, features = random_batch(9, 4, 3, torch.float64)
+def test_gradients_in_closed_form_are_those_of_finite_differences(pairs: S.PairRule):
+    jacobians, features = random_batch(9, 4, torch.float64)
     config = S.ShapingConfig(pairs=pairs, temperature=0.3)
 
     def losses(jacobians: Tensor) -> tuple[Tensor, Tensor]:
-        fixed = constant if with_constant else None
-        terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), config, constant=fixed)
+        terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
         return terms.mig, terms.norm
 
-    assert torch.autograd.gradcheck(losses, varying.requires_grad_())
+    assert torch.autograd.gradcheck(losses, jacobians.requires_grad_())
 
 
 def test_a_ray_that_hits_nothing_gets_the_gradient_of_autograd():
-    jacobians, _, features = random_batch(12, 6, 1)
+    jacobians, features = random_batch(12, 6)
     jacobians[3] = 0.0
     leaf, config = jacobians.requires_grad_(), S.ShapingConfig(norm_loss_mult=0.0)
     found = torch.autograd.grad(S.shaping_terms(leaf, features, torch.tensor(0.8), config)[0].mig, leaf)[0]
@@ -185,7 +178,7 @@ def test_a_ray_that_hits_nothing_gets_the_gradient_of_autograd():
 
 @pytest.mark.parametrize("pairs", ["soft", "threshold"])
 def test_statistics_are_made_where_they_are_asked_for(pairs: S.PairRule):
-    jacobians, _, features = random_batch(30, 6, 1)
+    jacobians, features = random_batch(30, 6)
     config = S.ShapingConfig(pairs=pairs)
     with_them, moved = S.shaping_terms(jacobians, features, torch.tensor(0.8), config)
     without, moved_too = S.shaping_terms(jacobians, features, torch.tensor(0.8), config, statistics=False)
