@@ -58,7 +58,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the training; the teacher's own noise stays the same."""
     variants: tuple[Variant, ...] = ("plain", "shaped")
-    """What to train; plain is the same method with shaping switched off."""
+    """What to train; plain is the method as nerfacto has it: without shaping and without an entity branch."""
     steps: int | None = None
     """Training steps (none: the method's)."""
     downscale_factor: int | None = None
@@ -101,10 +101,12 @@ class Recipe:
         data.dataparser = parser(**typed_options(parser, options, f"parser {self.parser}"))
         model, where = config.pipeline.model, f"method {self.method}"
         shaping = typed_options(type(model.shaping), self.shaping, f"{where}, shaping")
-        off = {"mig_loss_mult": 0.0, "norm_loss_mult": 0.0} if variant == "plain" else {}
+        plain = variant == "plain"
+        off = {"mig_loss_mult": 0.0, "norm_loss_mult": 0.0} if plain else {}
+        stock: dict[str, Any] = {"entity_units": 0, "shaped_layers": "rgb"} if plain else {}
         config.pipeline.model = replace(
             model,
-            **typed_options(type(model), self.model, f"{where}, model"),
+            **{**typed_options(type(model), self.model, f"{where}, model"), **stock},
             shaping=replace(model.shaping, **{**shaping, **off}),
         )
         return config

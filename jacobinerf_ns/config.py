@@ -12,7 +12,6 @@ from nerfstudio.plugins.types import MethodSpecification
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.model import JacobiNeRFModelConfig
 from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
-from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
 from jacobinerf_ns.shaping import PAPER, ShapingConfig

@@ -20,6 +20,7 @@ from nerfstudio.fields.nerfacto_field import NerfactoField
 from torch import Tensor, nn
 
 ShapedLayers = Literal["rgb", "rgb+trunk", "entity"]
+Units = Literal["all", "trunk", "entity"]
 
 
 @dataclass
@@ -115,8 +116,8 @@ class ColourHead(nn.Module):
         """The branch's activations at the points that are asked next; the field hands them over."""
         self.gradient_below = 1.0
         """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
-        self.shapes_entity_alone = False
-        """Whether the entity branch's units are recorded instead of all that the RGB layer reads."""
+        self.recorded_units: Units = "all"
+        """Which of the units that the RGB layer reads are recorded."""
         self.records: list[HeadRecord] | None = None
 
     def forward(self, features: Float[Tensor, "points features"]) -> Float[Tensor, "points channels"]:
@@ -139,9 +140,11 @@ class ColourHead(nn.Module):
         trunk: Float[Tensor, "points trunk"],
         logits: Float[Tensor, "points channels"],
     ) -> HeadRecord:
-        if self.shapes_entity_alone:
+        if self.recorded_units == "entity":
             assert self.entity is not None
             return HeadRecord(logits, self.entity, None)
+        if self.recorded_units == "trunk":
+            return HeadRecord(logits, trunk, None)
         if self.training and self.gradient_below < 1.0:
             inputs, trunk = self.hidden(_scale_gradient(features, self.gradient_below))
         return HeadRecord(logits, self._joined(trunk), inputs)

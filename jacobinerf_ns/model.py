@@ -1,8 +1,9 @@
 """Nerfacto, shaped: photometric losses as they are, plus the MIG loss and norm regulariser on rendered Jacobians."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from jacobinerf_ns import encodings, jacobian, shaping
 from jacobinerf_ns.contraction import CubeContraction
 from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers
+from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
 from jacobinerf_ns.gathering import gather_rows
 from jacobinerf_ns.implementations import Implementation, chosen_implementation, named_as_nerfstudio_does
 from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
@@ -54,8 +55,8 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
     on a GPU, at most 512 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
-    """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of its weights that read
-    the entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
+    """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
+    entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
     detach_rendering_weights: bool = True
     """Keep shaping from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
     detach_colours: bool = True
@@ -96,7 +97,9 @@ class JacobiNeRFModel(NerfactoModel):
             named_as_nerfstudio_does(self.config, chosen),
             mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
             mock.patch("nerfstudio.models.nerfacto.SceneContraction", CubeContraction),
-            mock.patch("nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())),
+            mock.patch(
+                "nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())
+            ),
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
@@ -114,7 +117,7 @@ class JacobiNeRFModel(NerfactoModel):
         if chosen == "jit":
             self._compile_hash_grids()
         self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
-        self.field.mlp_head.shapes_entity_alone = layers == "entity"
+        self.field.mlp_head.recorded_units = "entity" if layers == "entity" else "all"
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
@@ -320,6 +323,20 @@ class JacobiNeRFModel(NerfactoModel):
         """Colour (0..1) and Jacobian over the shaped layers of each ray."""
         traced = self.trace(ray_bundle)
         return traced.outputs["rgb"], traced.jacobians
+
+    @contextmanager
+    def answering_by(self, units: Units) -> Iterator[None]:
+        """Takes Jacobians over other units that the RGB layer reads, for a comparison.
+
+        Beside a shaped entity branch the colour trunk is what it would be without shaping: what it answers shows what
+        a field that was never shaped knows. Labels that are shown meanwhile are not of these units.
+        """
+        head = self.field.mlp_head
+        before, head.recorded_units = head.recorded_units, units
+        try:
+            yield
+        finally:
+            head.recorded_units = before
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """Colour and opacity; of `rgb_selected` just the selection is opaque, so that exporters take only that."""

@@ -56,8 +56,8 @@ class PropagationConfig:
     """Rounds in which prototypes move to the mean of the scene's pixels that are nearest to them (J-NeRF+); 0: none.
     For a few seeds per label; masks are left as they are."""
     smooth: float = 0.0
-    """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, by how much each
-    resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
+    """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, each weighing
+    by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
     threshold: float = 0.7
     """Response (0..1) from which on a pixel belongs to a label's selection."""
     temperature: float = 0.05

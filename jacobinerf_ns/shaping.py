@@ -241,7 +241,7 @@ class _SoftMig(torch.autograd.Function):
 
 
 def norm_loss(jacobians: Float[Tensor, "anchors dims"]) -> Float[Tensor, ""]:
-    """mean((‖J‖ − 1)²): keeps every pixel able to respond, since a cosine says nothing of length (paper, section 3.2)."""
+    """mean((‖J‖ − 1)²): keeps every pixel able to respond: a cosine says nothing of length (paper, section 3.2)."""
     return (torch.linalg.vector_norm(jacobians, dim=-1) - 1.0).square().mean()
 
 

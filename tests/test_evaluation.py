@@ -61,7 +61,11 @@ def test_rendered_colour_is_the_models_own(tmp_path: Path):
     camera = pipeline.datamanager.eval_dataset.cameras[:1]
     view = evaluation.render_view(pipeline.model, camera)
     assert torch.allclose(view.rgb, pipeline.model.get_outputs_for_camera(camera)["rgb"], atol=1e-6)
-    assert view.jacobians.shape == (18, 24, 3 * 16)
+    assert view.jacobians.shape == (18, 24, 3 * 8)
+    with pipeline.model.answering_by("trunk"):
+        trunk = evaluation.render_view(pipeline.model, camera)
+    assert torch.equal(trunk.rgb, view.rgb)
+    assert trunk.jacobians.shape == (18, 24, 3 * 16)
 
 
 def test_teacher_and_field_are_scored_alike(tmp_path: Path):
@@ -97,4 +101,6 @@ def test_demo_writes_pictures_and_numbers_and_a_run_that_loads(tmp_path: Path, c
     assert numbers["shaped"]["psnr"] > 5
     printed = capsys.readouterr().out
     assert "contact_sheet.png" in printed
-    assert len(list(tmp_path.glob("outputs/room/jacobinerf-lite/*/config.yml"))) == 2
+    assert len(list(tmp_path.glob("outputs/room/jacobinerf-lite/*/config.yml"))) == 1
+    assert numbers["shaped"]["psnr"] == numbers["unshaped"]["psnr"]
+    assert numbers["shaped"]["mean_click_miou"] != numbers["unshaped"]["mean_click_miou"]

@@ -96,7 +96,9 @@ def test_a_config_saved_before_there_was_a_branch_builds_the_field_it_described(
     config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
     new = {"entity_units", "entity_levels", "entity_base_res", "entity_max_res", "entity_log2_hashmap_size"}
     old = object.__new__(JacobiNeRFModelConfig)  # as yaml makes it: what the file lacks is not set
-    vars(old).update({name: value for name, value in vars(config).items() if name not in new} | {"shaped_layers": "rgb"})
+    vars(old).update(
+        {name: value for name, value in vars(config).items() if name not in new} | {"shaped_layers": "rgb"}
+    )
     box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
     model = old.setup(scene_box=box, num_train_data=3, metadata={}, device="cpu", grad_scaler=None)
     assert model.field.entity_branch is None
@@ -250,7 +252,5 @@ def test_config_defaults_are_nerfactos_where_they_are_not_ours():
 
     ours, stock = JacobiNeRFModelConfig(), NerfactoModelConfig()
     assert all(
-        getattr(ours, name) == value
-        for name, value in vars(stock).items()
-        if name not in ("_target", "implementation")
+        getattr(ours, name) == value for name, value in vars(stock).items() if name not in ("_target", "implementation")
     )

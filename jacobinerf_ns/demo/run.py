@@ -1,4 +1,4 @@
-"""The demo: room, plain training, shaping, and a contact sheet of both."""
+"""The demo: room, training, and a contact sheet of what resonates with clicks, shaped and unshaped."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.protocols import read_truth, view_with_most_ids
-from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
+from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import quiet_nerfstudio, train
 
 CONSOLE = Console()
@@ -62,47 +62,41 @@ def demo_config(extractor: ExtractorConfig, steps: int | None, seed: int) -> Jac
 def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> None:
     """Trains on the room, and writes `contact_sheet.png` and `numbers.json`.
 
-    The unshaped field is the same run at the step where its shaping starts.
+    "Unshaped" is what the colour trunk of the same field answers, which shaping of the entity branch leaves alone: one
+    training shows both.
     """
-    plain, shaped = _train_in_two_stages(config, room, output_dir / "outputs")
-    trainers = {"unshaped": plain, "shaped": shaped}
+    trainer = train(config, "Training", room, output_dir / "outputs")
+    pipeline = trainer.pipeline
     with quiet_nerfstudio():
-        reports = {name: evaluation.evaluate_one_click(trainer.pipeline) for name, trainer in trainers.items()}
-        write_contact_sheet(output_dir / "contact_sheet.png", plain.pipeline, shaped.pipeline)
+        with pipeline.model.answering_by("trunk"):
+            unshaped = evaluation.evaluate_one_click(pipeline)
+        reports = {"unshaped": unshaped, "shaped": evaluation.evaluate_one_click(pipeline)}
+        write_contact_sheet(output_dir / "contact_sheet.png", pipeline)
     teacher = config.pipeline.datamanager.extractor
     numbers = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}
     numbers |= {name: report.as_dict() for name, report in reports.items()}
     with atomic_write(output_dir / "numbers.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=2))
     _print_reports(reports)
-    run = shaped.config.get_base_dir() / "config.yml"
+    run = trainer.config.get_base_dir() / "config.yml"
     CONSOLE.print(f"\nPictures: {output_dir / 'contact_sheet.png'}\nThe run:  {run}", soft_wrap=True)
     CONSOLE.print(f"Walk around in it: {Path(sys.executable).parent / 'ns-viewer'} --load-config {run}", soft_wrap=True)
 
 
-def _train_in_two_stages(
-    config: JacobiNeRFTrainerConfig, room: Path, outputs: Path
-) -> tuple[JacobiNeRFTrainer, JacobiNeRFTrainer]:
-    start, total = config.pipeline.model.shaping_start_step, config.max_num_iterations
-    config.max_num_iterations = start
-    plain = train(config, "Training, not shaped", room, outputs)
-    config.load_dir, config.max_num_iterations = plain.checkpoint_dir, total - start
-    return plain, train(config, "Training, shaped", room, outputs)
-
-
 def _print_reports(reports: dict[str, OneClickReport]) -> None:
     table = Table(title="Held-out views of the demo room")
-    for heading in ("", "PSNR (dB)", "cosine same class", "different class", "mIoU, one click a class", "whole view"):
+    for heading in ("", "cosine same class", "different class", "mIoU, one click a class", "whole view"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, report in reports.items():
         values = (report.cosine_same, report.cosine_different, report.mean_click_miou, report.dense_miou)
-        table.add_row(name, f"{report.psnr:.2f}", *(f"{value:.3f}" for value in values))
+        table.add_row(name, *(f"{value:.3f}" for value in values))
     CONSOLE.print(table)
+    CONSOLE.print(f"PSNR of the rendering: {reports['shaped'].psnr:.2f} dB. Unshaped: what the colour trunk answers.")
 
 
-def write_contact_sheet(path: Path, unshaped: JacobiNeRFPipeline, shaped: JacobiNeRFPipeline) -> None:
-    """A row per click: photograph, rendering, resonance before and after shaping, and in a view nobody clicked in."""
-    data = shaped.datamanager
+def write_contact_sheet(path: Path, pipeline: JacobiNeRFPipeline) -> None:
+    """A row per click: photograph, rendering, resonance unshaped and shaped, and in a view nobody clicked in."""
+    data, model = pipeline.datamanager, pipeline.model
     frames = data.frames("train")
     classes = read_truth(frames)
     place = view_with_most_ids(classes)
@@ -110,10 +104,12 @@ def write_contact_sheet(path: Path, unshaped: JacobiNeRFPipeline, shaped: Jacobi
     wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
     camera = data.train_dataset.cameras[place : place + 1]
     photo = data.train_dataset[place]["image"][..., :3]
-    before, after = (evaluation.render_view(pipeline.model, camera) for pipeline in (unshaped, shaped))
+    after = evaluation.render_view(model, camera)
+    with model.answering_by("trunk"):
+        before = evaluation.render_view(model, camera)
     other = len(data.eval_dataset) // 2
     other_photo = data.eval_dataset[other]["image"][..., :3]
-    elsewhere = evaluation.render_view(shaped.model, data.eval_dataset.cameras[other : other + 1])
+    elsewhere = evaluation.render_view(model, data.eval_dataset.cameras[other : other + 1])
     rows = []
     for label in wanted:
         row, col = centre_pixel(classes[place] == label)
