@@ -25,7 +25,7 @@ FULL_MODEL = JacobiNeRFModelConfig(
     entity_max_res=128,
     shaped_layers="entity",
     shaping_start_step=6000,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.15, decay_steps=24000),
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=24000),
 )
 LITE_MODEL = replace(
     FULL_MODEL,
@@ -39,7 +39,7 @@ LITE_MODEL = replace(
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
     shaping_start_step=500,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.15, decay_steps=2000),
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=2000),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
