@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from recipes import JOB_FLAG, Recipe, Variant, read_recipe, run_apart, train_variant
+from recipes import JOB_FLAG, Recipe, Variant, is_trained, open_variant, read_recipe, run_apart, train_variant
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +46,7 @@ class Shaping:
     jobs: int = 2
     """Trainings side by side, one thread each; with 1, a training has all threads."""
     work_dir: Path = Path("outputs/benchmarks")
-    """Runs and their reports; a report that is there already is not made again."""
+    """Runs and their reports, shared with `propagation.py`; what is there already is not made again."""
     results: Path = Path("benchmarks/results")
     """Folder of the result."""
 
@@ -75,12 +75,15 @@ class Shaping:
 def run_job(recipe_path: str, data: str, work_dir: str, report_path: str, variant: str, seed: str) -> None:
     """One training and its report, in this process."""
     assert variant in ("plain", "shaped")
-    trainer = train_variant(read_recipe(Path(recipe_path)), Path(data), Path(work_dir), variant, int(seed))
-    data_manager = trainer.pipeline.datamanager
+    recipe, work = read_recipe(Path(recipe_path)), Path(work_dir)
+    if not is_trained(work, recipe, variant, int(seed)):
+        train_variant(recipe, Path(data), work, variant, int(seed), resume=True)
+    pipeline = open_variant(work, recipe, variant, int(seed))
+    data_manager = pipeline.datamanager
     if data_manager.frames("eval")[0].semantics is None:
-        report: dict[str, Any] = {"psnr": evaluation.held_out_psnr(trainer.pipeline)}
+        report: dict[str, Any] = {"psnr": evaluation.held_out_psnr(pipeline)}
     else:
-        report = evaluation.evaluate_one_click(trainer.pipeline).as_dict()
+        report = evaluation.evaluate_one_click(pipeline).as_dict()
         report["teacher"] = evaluation.evaluate_teacher(data_manager)
     with atomic_write(Path(report_path)) as temporary:
         temporary.write_text(json.dumps(report, indent=2))
