@@ -61,7 +61,7 @@ def test_rendered_colour_is_the_models_own(tmp_path: Path):
     camera = pipeline.datamanager.eval_dataset.cameras[:1]
     view = evaluation.render_view(pipeline.model, camera)
     assert torch.allclose(view.rgb, pipeline.model.get_outputs_for_camera(camera)["rgb"], atol=1e-6)
-    assert view.jacobians.shape == (18, 24, 3 * 8)
+    assert view.jacobians.shape == (18, 24, 3 * (16 + 8))
     with pipeline.model.answering_by("trunk"):
         trunk = evaluation.render_view(pipeline.model, camera)
     assert torch.equal(trunk.rgb, view.rgb)

@@ -96,6 +96,26 @@ def test_perturbed_colour_is_what_changed_weights_render(background: J.Backgroun
     assert relative_error(still, render(scene.colours(), scene.weights, background, training=False)) <= 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_units_of_a_branch_beside_the_trunk_have_the_same_closed_forms(background: J.Background, dtype: torch.dtype):
+    """The RGB layer reads [trunk | branch]; only the weights that read the branch are shaped and perturbed."""
+    scene, step, units = Scene(dtype), 0.3, 6
+    logits = scene.activations() @ scene.W.T + scene.b
+    branch = scene.activations()[..., -units:]
+    own = scene.W[:, -units:].clone().requires_grad_(True)
+    whole = torch.cat([scene.W[:, :-units], own], dim=-1)
+    pixels = render(scene.colours(whole), scene.weights, background, training=False).mean(-1)
+    expected = torch.stack([torch.autograd.grad(pixel, own, retain_graph=True)[0] for pixel in pixels])
+    found = J.jacobian(scene.weights, scene.colours(), branch, background)
+    assert relative_error(found, expected) <= TOLERANCE[dtype]
+    moved = torch.cat([scene.W[:, :-units], scene.W[:, -units:] + step * found[2]], dim=-1)
+    before, after = (render(scene.colours(W), scene.weights, background, training=False) for W in (scene.W, moved))
+    exact = J.perturbed_response(scene.weights, logits, branch, found[2:3], step, background)[:, 0]
+    assert float((exact - (after - before).abs().mean(-1)).abs().max()) <= TOLERANCE[dtype]
+    assert float(exact.max()) > 1e-3
+
+
 def test_an_override_of_the_background_colour_is_blended_in():
     scene = Scene(torch.float64)
     logits = scene.activations() @ scene.W.T + scene.b

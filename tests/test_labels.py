@@ -122,7 +122,7 @@ def test_a_clicked_pixel_answers_fully_and_chunks_do_not_matter(pipeline):
 
 def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline):
     """The paper's way: change the RGB layer of a copy of the model, render, compare."""
-    snapshot = show(pipeline, two_clicks(pipeline), prototypes="mean", response="raw", exact=True)
+    snapshot = show(pipeline, two_clicks(pipeline), prototypes="mean", response="raw", exact=True, step=20.0)
     rays = view(pipeline).flatten()
     with torch.no_grad():
         traced = pipeline.model.trace(rays)
@@ -131,7 +131,7 @@ def test_exact_response_equals_really_perturbed_weights_rendered_again(pipeline)
         original, shaped = layer.weight.clone(), traced.trace.activations.shape[-1]
         for k, vector in enumerate(snapshot.prototypes.vectors):
             try:
-                layer.weight[:, -shaped:] += snapshot.config.step * vector.view(3, shaped)
+                layer.weight[:, :shaped] += snapshot.config.step * vector.view(3, shaped)
                 again = pipeline.model.trace(rays).outputs["rgb"]
             finally:
                 layer.weight.copy_(original)

@@ -253,7 +253,7 @@ WRONG = {
     "option's type": ({**REPLICA, "parser_options": {"train_every": "often"}}, "train_every: found 'often'"),
     "model option": ({**REPLICA, "methods": {"jacobinerf": {"model": {"depth": 1}}}}, "model has no option depth"),
     "teacher": ({**REPLICA, "extractor": {"kind": "clip"}}, "teacher clip"),
-    "late shaping": ({**REPLICA, "methods": {"jacobinerf": {"steps": 100}}}, "shaping starts at step 15000 of 100"),
+    "late shaping": ({**REPLICA, "methods": {"jacobinerf": {"steps": 100}}}, "shaping starts at step 6000 of 100"),
     "folder": ({**REPLICA, "folder": "scans"}, "expected a folder with {scene} in it"),
     "no content": ([], "has no keys"),
 }
@@ -320,7 +320,7 @@ def test_a_scaled_schedule_keeps_its_proportions_and_a_name_of_its_own(tmp_path:
     benchmark = paper_files.Benchmark.model_validate(content)
     config = benchmark.recipe("room_0", "jacobinerf", 0.1).make_config("shaped", 3)
     assert (config.max_num_iterations, config.pipeline.model.shaping_start_step) == (100, 50)
-    assert config.pipeline.model.shaping.decay_steps == 1500  # a tenth of the method's
+    assert config.pipeline.model.shaping.decay_steps == 2400  # a tenth of the method's
     assert config.machine.seed == 3
     lite = benchmark.recipe("room_0", "jacobinerf-lite").make_config("plain", 0)
     assert lite.max_num_iterations == jacobinerf_lite.config.max_num_iterations

@@ -35,6 +35,8 @@ def tiny_config(data: Path, output_dir: Path, steps: int = 8) -> JacobiNeRFTrain
         proposal_net_args_list=[proposal, proposal],
         shaping_start_step=SHAPING_START,
         shaping=ShapingConfig(pairs="threshold"),
+        # Of a field that has learnt for eight steps the trunk tells pixels apart, and a fresh branch does not yet.
+        shaped_layers="rgb",
         entity_units=8,
         entity_levels=2,
         entity_log2_hashmap_size=9,
