@@ -22,7 +22,7 @@ from jacobinerf_ns.traces import Traced
 SPREAD_EPS = 1e-6
 """Smallest spread that geometry features are divided by."""
 _CHUNK = 65_536
-"""Points asked at a time: bounds memory where the hash grid runs in plain torch, with eight corners per level and point."""
+"""Points asked at a time: bounds memory where the grid runs in plain torch, with eight corners per level and point."""
 
 
 @dataclass(frozen=True)
