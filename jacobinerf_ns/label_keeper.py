@@ -17,8 +17,15 @@ from jacobinerf_ns.eval_mode import in_eval_mode
 from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_rendering import LabelSnapshot, Mark, SurfacePool, prototype_responses
 from jacobinerf_ns.model import JacobiNeRFModel
-from jacobinerf_ns.propagation import PropagationConfig, Prototypes, Seeds, label_responses, select_prototypes
-from jacobinerf_ns.refinement import clearest_refinement, grow
+from jacobinerf_ns.propagation import (
+    PropagationConfig,
+    Prototypes,
+    Seeds,
+    centre_shares,
+    label_responses,
+    select_prototypes,
+)
+from jacobinerf_ns.refinement import clearest_refinement, grow, refine_prototypes
 from jacobinerf_ns.seed_traces import SeedTrace, SeedTraces
 from jacobinerf_ns.seeds import SeedRays
 from jacobinerf_ns.traces import Piece, surface_points
@@ -34,6 +41,7 @@ SHOWN_BY = ("threshold", "void_below")
 class _Built(NamedTuple):
     made_of: tuple
     prototypes: Prototypes
+    centres: Prototypes | None
     scale: Tensor | None
     pool: SurfacePool | None
     marks: tuple[Mark, ...]
@@ -115,6 +123,7 @@ class LabelKeeper:
         return LabelSnapshot(
             labels=annotations.labels,
             prototypes=built.prototypes,
+            centres=built.centres,
             config=view.propagation,
             scale=built.scale,
             pool=built.pool,
@@ -136,20 +145,21 @@ class LabelKeeper:
     @torch.no_grad()
     def _render_seeds(
         self, annotations: Annotations
-    ) -> tuple[Prototypes, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
+    ) -> tuple[Prototypes, Prototypes | None, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
         config, count = annotations.view.propagation, len(annotations.labels)
         with in_eval_mode(self._model):
             traces = self._traces.of(annotations, self.store.folder)
             hits = [trace.hit if self.needs_surface else torch.ones_like(trace.hit) for trace in traces]
             seeds = _seeds(annotations, traces, hits, self._model.device)
             prototypes = select_prototypes(seeds, config)
+            centres = None
             # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
-            several = len(seeds.labels[seeds.positive].unique()) > 1
-            if config.refine > 0 and several and len(seeds.vectors) <= FEW_SEEDS:
-                around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
-                grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
-                starts = [select_prototypes(grown, config), prototypes]
-                prototypes = clearest_refinement(starts, self._surface().vectors, config.refine)
+            if config.refine > 0 and len(seeds.labels[seeds.positive].unique()) > 1:
+                if len(seeds.vectors) <= FEW_SEEDS:
+                    prototypes = self._refined(annotations, seeds, hits, config)
+                elif config.response == "cosine" and config.prototypes == "all":
+                    means = select_prototypes(seeds, replace(config, prototypes="mean"))
+                    centres = refine_prototypes(means, self._surface().vectors, config.refine)
             scale = None
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
                 rays = [ray for trace, hit in zip(traces, hits, strict=True) for ray in self._hits(trace, hit)]
@@ -157,8 +167,17 @@ class LabelKeeper:
                     [Piece(self._model.trace(part)) for part in rays], seeds, prototypes, config, count
                 )
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
-            pool = self._smoothing(prototypes, config, count) if smooths else None
-            return prototypes, scale, pool, _marks(annotations, traces)
+            pool = self._smoothing(prototypes, centres, config, count) if smooths else None
+            return prototypes, centres, scale, pool, _marks(annotations, traces)
+
+    def _refined(
+        self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
+    ) -> Prototypes:
+        """Prototypes of a few seeds, moved to what of the scene is clearly nearest to them."""
+        around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
+        grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
+        starts = [select_prototypes(start, config) for start in (grown, seeds)]
+        return clearest_refinement(starts, self._surface().vectors, config.refine)
 
     def _hits(self, trace: SeedTrace, hit: Tensor) -> list[RayBundle]:
         return self._model.chunks(trace.rays[hit.to(trace.rays.origins.device)])
@@ -174,10 +193,15 @@ class LabelKeeper:
             self._surface_pixels = _Surface(version, vectors, tree)
         return self._surface_pixels
 
-    def _smoothing(self, prototypes: Prototypes, config: PropagationConfig, count: int) -> SurfacePool:
+    def _smoothing(
+        self, prototypes: Prototypes, centres: Prototypes | None, config: PropagationConfig, count: int
+    ) -> SurfacePool:
         surface = self._surface()
         similarity = cosine_response(surface.vectors, prototypes.vectors)
-        found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature)
+        leaning = None
+        if centres is not None:
+            leaning = centre_shares(cosine_response(surface.vectors, centres.vectors), centres, count)
+        found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature, leaning)
         return SurfacePool(surface.tree, surface.vectors, found)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jacobinerf_ns import jacobian
 from jacobinerf_ns.annotations import Edit, Label, Seed
-from jacobinerf_ns.propagation import Decision, PropagationConfig, Prototypes, label_responses
+from jacobinerf_ns.propagation import Decision, PropagationConfig, Prototypes, centre_shares, label_responses
 from jacobinerf_ns.traces import Piece, Traced
 
 PAPER_WHITE = 1.0
@@ -55,6 +55,8 @@ class LabelSnapshot:
     labels: tuple[Label, ...]
     prototypes: Prototypes
     config: PropagationConfig = field(default_factory=PropagationConfig)
+    centres: Prototypes | None = None
+    """Refined means of labels that were marked with many pixels, which vote with them; None where there are few."""
     scale: Float[Tensor, "labels"] | None = None
     """For `raw`: the seeds' own mean response per label, which a response is a share of; None where it is not used."""
     pool: SurfacePool | None = None
@@ -92,7 +94,11 @@ def responses(piece: Piece, snapshot: LabelSnapshot) -> Float[Tensor, "rays labe
         scale = snapshot.scale.to(similarity)[snapshot.prototypes.labels]
         similarity = similarity / scale.clamp(min=jacobian.NORM_EPS)
     count = len(snapshot.labels)
-    found = label_responses(similarity, snapshot.prototypes, count, config.neighbours, config.temperature)
+    leaning = None
+    if snapshot.centres is not None:
+        to_centres = prototype_responses(piece, snapshot.centres.vectors, config)
+        leaning = centre_shares(to_centres, snapshot.centres, count)
+    found = label_responses(similarity, snapshot.prototypes, count, config.neighbours, config.temperature, leaning)
     if snapshot.pool is None:
         return found
     pool = snapshot.pool

@@ -54,7 +54,7 @@ class PropagationConfig:
     has on average: one click per label is plain nearest prototype."""
     refine: int = 0
     """Rounds in which prototypes move to the mean of the scene's pixels that are nearest to them (J-NeRF+); 0: none.
-    For a few seeds per label; masks are left as they are."""
+    A mask's own pixels stay; they vote together with the refined mean of its label."""
     smooth: float = 0.0
     """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, each weighing
     by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
@@ -70,6 +70,12 @@ PAPER = PropagationConfig(prototypes="mean", response="raw", exact=True, decisio
 """The released code: mean gradient of a label's clicks, exact perturbation, clipping, blur and absence rule."""
 JNERF_PLUS = PropagationConfig(refine=10, smooth=0.3)
 """Ours at its best: prototypes refined by the scene, responses smoothed over its surfaces."""
+
+
+CENTRES_SHARE = 0.5
+"""What labels' centres have to say where many prototypes vote."""
+CENTRES_TEMPERATURE = 0.1
+"""Cosines with centres are divided by it to become shares of the labels."""
 
 
 class Seeds(NamedTuple):
@@ -191,23 +197,37 @@ def label_responses(
     num_labels: int,
     neighbours: int = 1,
     temperature: float = 0.05,
+    leaning: Float[Tensor, "pixels labels"] | None = None,
 ) -> Float[Tensor, "pixels labels"]:
     """R: each label's best positive prototype, 0 where a negative one of the label is nearer; labels without seeds: 0.
 
     A hard rule on purpose: a pixel that a "not this" click resembles more than any "this" click is out, at any
     threshold.
     With many prototypes the `neighbours` best of them vote, weighted by e^{similarity / temperature}, and every label's
-    response is scaled by its votes over those of the winner: a single stray seed decides nothing.
+    response is scaled by its votes over those of the winner: a single stray seed decides nothing. `leaning` is what
+    labels' centres say (`centre_shares`), and counts as half of the votes: a label that was marked with few pixels is
+    outvoted by its neighbours, and its centre is not.
     """
     found = _best_per_label(similarity, prototypes, num_labels, positive=True)
     count = voters(prototypes, neighbours)
     if count > 1:
         votes = _votes(similarity, prototypes, num_labels, count, temperature)
+        if leaning is not None:
+            votes = torch.lerp(votes / votes.sum(-1, keepdim=True).clamp(min=NORM_EPS), leaning, CENTRES_SHARE)
         found = found * votes / votes.amax(-1, keepdim=True).clamp(min=NORM_EPS)
     if bool(prototypes.positive.all()):
         return found
     against = _best_per_label(similarity, prototypes, num_labels, positive=False)
     return torch.where(found >= against, found, torch.zeros_like(found))
+
+
+def centre_shares(
+    similarity: Float[Tensor, "pixels prototypes"], centres: Prototypes, num_labels: int
+) -> Float[Tensor, "pixels labels"]:
+    """Share of each label by its centre: a softmax over the cosines with positive centres, one a label."""
+    chosen = centres.positive
+    shares = (similarity[:, chosen] / CENTRES_TEMPERATURE).softmax(-1)
+    return similarity.new_zeros(len(similarity), num_labels).index_add(1, centres.labels[chosen], shares)
 
 
 def voters(prototypes: Prototypes, neighbours: int) -> int:

@@ -14,6 +14,7 @@ from jacobinerf_ns.propagation import (
     PropagationConfig,
     Prototypes,
     Seeds,
+    centre_shares,
     decide,
     decide_paper,
     kmeans,
@@ -228,6 +229,24 @@ def test_refinement_ignores_pixels_between_two_labels():
     between = F.normalize(torch.tensor([[1.0, 0.98, 0.0]]), dim=-1).expand(50, -1)
     start = Prototypes(torch.eye(3)[:2], torch.tensor([0, 1]), known([0, 1]), torch.ones(len([0, 1])))
     assert torch.allclose(refinement.refine_prototypes(start, between, 5).vectors, start.vectors)
+
+
+def test_a_label_of_few_pixels_is_not_outvoted_where_its_centre_speaks():
+    angle = torch.tensor([0.0] * 10 + [0.3, 0.3])
+    vectors = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    ones = torch.ones(12)
+    marked = Prototypes(vectors, torch.tensor([0] * 10 + [1, 1]), ones.bool(), ones)
+    centres = Prototypes(vectors[[0, -1]], torch.tensor([0, 1]), ones[:2].bool(), ones[:2])
+    pixel = torch.tensor([[0.25], [0.02]])
+    pixel = torch.cat([pixel.cos(), pixel.sin()], dim=-1)
+    similarity = cosine_response(pixel, vectors)
+    leaning = centre_shares(cosine_response(pixel, centres.vectors), centres, 2)
+    assert torch.allclose(leaning.sum(-1), torch.ones(2))
+    alone = label_responses(similarity, marked, 2, neighbours=6)
+    helped = label_responses(similarity, marked, 2, neighbours=6, leaning=leaning)
+    assert alone.argmax(-1).tolist() == [0, 0]
+    assert float(helped[0, 1] / helped[0, 0]) > float(alone[0, 1] / alone[0, 0])
+    assert helped[1].argmax() == 0
 
 
 def test_a_pixel_is_smoothed_with_neighbours_of_its_own_kind():
