@@ -159,7 +159,8 @@ class LabelKeeper:
                     prototypes = self._refined(annotations, seeds, hits, config)
                 elif config.response == "cosine" and config.prototypes == "all":
                     means = select_prototypes(seeds, replace(config, prototypes="mean"))
-                    centres = refine_prototypes(means, self._surface().vectors, config.refine)
+                    refined = refine_prototypes(means, self._surface().vectors, config.refine)
+                    centres = refined if centres_fit(refined, seeds) >= CENTRES_FIT else None
             scale = None
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
                 rays = [ray for trace, hit in zip(traces, hits, strict=True) for ray in self._hits(trace, hit)]

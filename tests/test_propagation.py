@@ -15,6 +15,7 @@ from jacobinerf_ns.propagation import (
     Prototypes,
     Seeds,
     centre_shares,
+    centres_fit,
     decide,
     decide_paper,
     kmeans,
@@ -247,6 +248,16 @@ def test_a_label_of_few_pixels_is_not_outvoted_where_its_centre_speaks():
     assert alone.argmax(-1).tolist() == [0, 0]
     assert float(helped[0, 1] / helped[0, 0]) > float(alone[0, 1] / alone[0, 0])
     assert helped[1].argmax() == 0
+
+
+def test_centres_fit_labels_of_one_kind_and_not_those_of_many():
+    marked = seeds([[1.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0]] * 3, [0] * 3 + [1] * 3)
+    centres = select_prototypes(marked, PropagationConfig(prototypes="mean"))
+    assert centres_fit(centres, marked) == 1.0
+    # Label 0 is red, green and blue: its mean is grey, and label 1, an olive, lies between red and green.
+    motley = seeds([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.6, 0.2]], [0, 0, 0, 1])
+    centres = select_prototypes(motley, PropagationConfig(prototypes="mean"))
+    assert centres_fit(centres, motley) == pytest.approx(1 / 3)
 
 
 def test_a_pixel_is_smoothed_with_neighbours_of_its_own_kind():
