@@ -77,8 +77,8 @@ CENTRES_SHARE = 0.5
 CENTRES_TEMPERATURE = 0.1
 """Cosines with centres are divided by it to become shares of the labels."""
 CENTRES_FIT = 0.65
-"""`centres_fit` from which on centres vote. A label of many colours has no centre: with a teacher that knows colours 0.30
-and 0.46 were measured, with one that knows classes 0.82 and 0.83."""
+"""`centres_fit` from which on centres vote. A label of many colours has no centre: with a teacher that knows colours
+0.30 and 0.46 were measured, with one that knows classes 0.82 and 0.83."""
 
 
 class Seeds(NamedTuple):
