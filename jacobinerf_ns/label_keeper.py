@@ -18,10 +18,12 @@ from jacobinerf_ns.jacobian import cosine_response
 from jacobinerf_ns.label_rendering import LabelSnapshot, Mark, SurfacePool, prototype_responses
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.propagation import (
+    CENTRES_FIT,
     PropagationConfig,
     Prototypes,
     Seeds,
     centre_shares,
+    centres_fit,
     label_responses,
     select_prototypes,
 )

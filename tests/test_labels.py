@@ -166,6 +166,28 @@ def test_every_way_of_answering_prefers_the_clicked_label_at_its_click(pipeline,
         assert float(found[4, 3, 0]) >= float(found[4, 3].max()) - 1e-5
 
 
+@pytest.mark.parametrize(("least", "speak"), [(0.0, True), (1.1, False)])
+def test_labels_of_many_pixels_have_centres_that_vote_where_they_fit(pipeline, monkeypatch, least: float, speak: bool):
+    monkeypatch.setattr("jacobinerf_ns.label_keeper.CENTRES_FIT", least)
+    where = vars(click(pipeline, 7, (0, 0)))
+    place = {name: where[name] for name in ("image", "width", "height")}
+    halves: list[Seed] = [
+        Box(label=7, corner=(0, 0), opposite=(10, 17), **place),
+        Box(label=300, corner=(12, 0), opposite=(23, 17), **place),
+    ]
+    plain = show(pipeline, halves)
+    assert plain.centres is None
+    rays = view(pipeline).flatten()
+    with torch.no_grad():
+        piece = Piece(pipeline.model.trace(rays))
+    without = responses(piece, plain)
+    snapshot = show(pipeline, halves, refine=3)
+    assert (snapshot.centres is not None) == speak
+    found = responses(piece, snapshot)
+    assert torch.equal(found, without) == (not speak)
+    assert float(found.max()) <= 1.0 + 1e-5
+
+
 def test_many_labels_are_rendered_from_one_query_of_the_field(pipeline, monkeypatch):
     many = tuple(Label(id=i + 1, name=f"label {i}", colour=(i, i, i)) for i in range(20))
     seeds = tuple(click(pipeline, i + 1, (i, i % HEIGHT)) for i in range(20))
