@@ -147,8 +147,8 @@ def user(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_two_hundred_interactions_while_training(user: User, chromium: Browser, monkeypatch: pytest.MonkeyPatch):
+    other = chromium.open(user.viewer.url)  # a page takes longer than what people in it are given for one thing
     monkeypatch.setattr(browser, "TIMEOUT", 4.0)
-    other = chromium.open(user.viewer.url)
     people = [Restless(user.tab, seed=0), Restless(other, seed=1)]
     for tab in (user.tab, other):
         tab.page.get_by_text("Edit", exact=True).first.click()
