@@ -123,7 +123,9 @@ class ClickSection:
             self._panel.change(lambda now: changes.discard_seed(now, seed), remember=False)
             self._panel.say("clicked: no surface there. Nothing was added: click on something solid.")
             return
-        label = annotations.label(seed.label)
+        label = next((label for label in annotations.labels if label.id == seed.label), None)
+        if label is None:  # deleted while its frame was rendered
+            return
         count = len(annotations.seeds_of(label.id))
         self._panel.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count))
 
