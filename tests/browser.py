@@ -215,6 +215,9 @@ class Tab:
         if tuple(element["value"]) != colour:
             text = "#" + "".join(f"{part:02x}" for part in colour)
             self._set(element, lambda: self._type(self._inputs(element).first, text))
+            # Left by a press elsewhere, the field would send once more, and the page's sender would drop the press.
+            self._inputs(element).first.blur()
+            self.page.wait_for_timeout(200)
 
     def toggle_folder(self, label: str) -> None:
         """Opens a folder of the panel that is closed, or the other way round. What is in a closed one is not there."""
