@@ -34,7 +34,7 @@ install-test: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	sh scripts/system_libraries.sh tests
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[test]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e '.[test,docs]'
 	@touch $@
 
 clean:
