@@ -14,6 +14,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from jacobinerf_ns import checkpoints, gathering
 from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME
 from jacobinerf_ns.errors import UserError, one_line_exit
+from jacobinerf_ns.fair_lock import FairLock
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.processes import prepare_launcher
 
@@ -70,6 +71,10 @@ class JacobiNeRFTrainer(Trainer):
 
     config: JacobiNeRFTrainerConfig
     pipeline: JacobiNeRFPipeline
+
+    def __init__(self, config: JacobiNeRFTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(config, local_rank, world_size)
+        self.train_lock = FairLock()  # pyright: ignore[reportAttributeAccessIssue]
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Builds pipeline, optimisers and viewer; bad input ends in one line."""

@@ -13,7 +13,7 @@ from jacobinerf_ns.editing import edited_colour
 from jacobinerf_ns.label_rendering import LabelSnapshot, needs_samples, nothing_to_show, pictures, responses
 from jacobinerf_ns.propagation import decide_view
 from jacobinerf_ns.traces import Piece
-from jacobinerf_ns.views import SCREEN, KeptView, Screen, ViewReport, shares_of
+from jacobinerf_ns.views import BETWEEN_CHUNKS, SCREEN, KeptView, Screen, ViewReport, shares_of
 
 if TYPE_CHECKING:
     from jacobinerf_ns.model import JacobiNeRFModel
@@ -33,6 +33,7 @@ def render_view(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot
     view = None if screen is None else screen.kept.view(rays, _setting(model))
     flat, size, queried = rays.flatten(), model.config.eval_num_rays_per_chunk, 0
     parts: list[dict[str, Tensor]] = []
+    go_on = BETWEEN_CHUNKS.get()
     for index, start in enumerate(range(0, len(flat), size)):
         piece = None if view is None else view.pieces.get(index)
         if piece is None or (samples and piece.samples is None):
@@ -47,6 +48,7 @@ def render_view(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot
             part = flat[start : start + size].to(model.device)
             outputs[_EDITED] = edited_colour(model.trace, part, piece.samples, snapshot)
         parts.append(outputs)
+        go_on()
     return _whole(parts, rays, snapshot, screen, queried)
 
 

@@ -114,6 +114,14 @@ SCREEN: ContextVar[Screen | None] = ContextVar("screen", default=None)
 """The screen that this thread renders for; none in commands and in evaluation."""
 
 
+def _go_on() -> None:
+    """Nobody asks this thread to stop."""
+
+
+BETWEEN_CHUNKS: ContextVar[Callable[[], None]] = ContextVar("between_chunks", default=_go_on)
+"""Called in this thread after each chunk of a view; raises where nobody waits for the view any more."""
+
+
 def kept_bytes(device: torch.device) -> int:
     """Memory for kept views on a device, in bytes: never so much of a GPU that training would miss it."""
     if device.type == "cpu":

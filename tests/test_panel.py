@@ -13,15 +13,18 @@ import pytest
 import torch
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.viewer.viewer import Viewer
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
 from tiny import start, tiny_capture, tiny_config
 from viewer_process import free_port
 
 from jacobinerf_ns import annotation_changes as changes
 from jacobinerf_ns.annotation_store import read_annotations, write_annotations
 from jacobinerf_ns.annotations import Annotations, SpaceBox, SpaceClick
+from jacobinerf_ns.fair_lock import FairLock
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.job import Job
 from jacobinerf_ns.panel.panel import CPU_RESOLUTION, NEW_VOID, Panel
+from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.worker import Worker
 from jacobinerf_ns.views import SCREEN
 
@@ -51,6 +54,59 @@ class Stage:
 
     def _count(self) -> None:
         self.idle += 1
+
+
+def test_a_frame_is_not_stopped_while_a_lock_is_let_go():
+    """Nerfstudio's tracer raises at any line, also at that which releases a lock: then nobody gets it any more."""
+    stage, renderer = Stage(), SteadyRenderer.__new__(SteadyRenderer)
+    renderer.interrupt_render_flag = True
+    with SetTrace(renderer.check_interrupt):
+        stage.post("from a frame")
+    wait_for(lambda: stage.done == ["from a frame"])
+    with pytest.raises(IOChangeException):
+        renderer._stop_if_stale()
+    renderer._stop_if_stale()  # asked once, stopped once
+
+
+def test_a_fair_lock_is_given_in_the_order_of_asking():
+    lock, order, threads = FairLock(), [], []
+
+    def take(name: int) -> None:
+        with lock:
+            order.append(name)
+
+    with lock:
+        for name in range(8):
+            threads.append(threading.Thread(target=take, args=(name,)))
+            threads[-1].start()
+            wait_for(lambda: len(lock._gates) == len(threads))
+    for thread in threads:
+        thread.join(10)
+    assert order == list(range(8))
+    with lock:
+        pass
+
+
+def test_who_lets_a_fair_lock_go_does_not_get_it_before_the_others():
+    """What starved training: a thread that draws one frame after the other."""
+    lock, steps, enough = FairLock(), 0, threading.Event()
+
+    def draw() -> None:
+        while not enough.is_set():
+            with lock:
+                time.sleep(0.002)
+
+    tabs = [threading.Thread(target=draw) for _ in range(2)]
+    for tab in tabs:
+        tab.start()
+    begun = time.monotonic()
+    while steps < 50:
+        with lock:
+            steps += 1
+    enough.set()
+    for tab in tabs:
+        tab.join(10)
+    assert time.monotonic() - begun < 5.0
 
 
 def test_tasks_are_done_in_order_and_errors_end_only_their_own():

@@ -18,7 +18,7 @@ from jacobinerf_ns.label_keeper import FixedAnnotations
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig
 from jacobinerf_ns.traces import Piece
-from jacobinerf_ns.views import SCREEN, KeptViews, Screen, ViewReport
+from jacobinerf_ns.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
 
 LABELS = (Label(id=7, name="wall", colour=(255, 0, 0)), Label(id=9, name="chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18
@@ -154,6 +154,28 @@ def test_an_interrupted_view_goes_on_where_it_was(trained, audience: Audience, m
     look(trained)
     assert calls == [100, 100, 100, 100, 100, 32]
     assert audience.reports[-1].queried == WIDTH * HEIGHT - 200
+
+
+def test_a_view_is_stopped_between_chunks_and_nothing_is_lost(trained, audience: Audience):
+    show(trained)
+    trained.model.loads += 1
+    before, calls = len(audience.reports), []
+
+    def stop_at_the_third() -> None:
+        calls.append(True)
+        if len(calls) == 3:
+            raise IOChangeException
+
+    token = BETWEEN_CHUNKS.set(stop_at_the_third)
+    try:
+        with pytest.raises(IOChangeException):
+            look(trained)
+        assert len(audience.reports) == before
+        look(trained)
+    finally:
+        BETWEEN_CHUNKS.reset(token)
+    assert len(calls) == 3 + 5
+    assert audience.reports[-1].queried == WIDTH * HEIGHT - 300
 
 
 def test_edits_are_made_only_for_those_who_look(trained, audience: Audience):

@@ -13,7 +13,7 @@ from nerfstudio.viewer.utils import CameraState
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 
-from jacobinerf_ns.views import SCREEN, Screen
+from jacobinerf_ns.views import BETWEEN_CHUNKS, SCREEN, Screen
 
 FIRST_RATE = 10_000.0
 """Rays per second that a field is taken to render before it was timed."""
@@ -51,7 +51,21 @@ class SteadyRenderer(RenderStateMachine):
     def run(self) -> None:
         """The thread: all that it renders is for the screen."""
         SCREEN.set(self.screen)
+        BETWEEN_CHUNKS.set(self._stop_if_stale)
         super().run()
+
+    def check_interrupt(self, frame: Any, event: str, arg: Any) -> None:
+        """Watch no line of what is rendered; frames are stopped between chunks instead.
+
+        Nerfstudio raises at whatever line of Python comes next. When that lies within the release of a lock, the lock
+        is never released: training and all tabs then wait for it for ever.
+        """
+
+    def _stop_if_stale(self) -> None:
+        """Raise in the middle of a large frame when the camera has moved on."""
+        if self.interrupt_render_flag:
+            self.interrupt_render_flag = False
+            raise IOChangeException
 
     def action(self, action: RenderAction) -> None:
         """Takes an action; one that does not move the camera of a finished view only renders it again, at full size.
