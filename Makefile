@@ -29,7 +29,7 @@ install-test: .venv/installed-test
 .venv/installed: .venv/bin/uv pyproject.toml constraints.txt scripts/system_libraries.sh
 	sh scripts/system_libraries.sh
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt -e .
-	$(BIN)/python -m jacobinerf_ns.ffmpeg $(BIN)
+	$(BIN)/python -m jacobinerf_ns.compat.ffmpeg $(BIN)
 	@touch $@
 
 .venv/installed-test: .venv/installed

@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from jacobinerf_ns.config import FULL_MODEL, LITE_MODEL
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.model import WHOLE_BATCH, JacobiNeRFModel, JacobiNeRFModelConfig
 
 LOOP_RAYS = (64, 256, 1024)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from jacobinerf_ns.encodings import prepare, use_jit
+from jacobinerf_ns.hash_grid.encoding import prepare, use_jit
 
 GRIDS = ((8, 15), (5, 17))
 """Levels and log2 of the entries of a level: the lite field, and a proposal network."""

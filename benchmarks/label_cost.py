@@ -20,13 +20,13 @@ from nerfstudio.cameras.rays import RayBundle
 from rich.console import Console
 from rich.table import Table
 
-from jacobinerf_ns.annotations import PALETTE, Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.core.propagation import PAPER, PropagationConfig
 from jacobinerf_ns.errors import one_line_exit
-from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.propagation import PAPER, PropagationConfig
-from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.run import open_run
 
 MANY, PAPER_LABELS = 20, 12
 

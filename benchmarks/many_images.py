@@ -31,7 +31,7 @@ from rich.table import Table
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.shaping import WHOLE_BATCH
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train

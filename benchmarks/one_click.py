@@ -20,15 +20,15 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from jacobinerf_ns.annotations import Annotations, Click, Label
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.demo.run import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.label_keeper import FixedAnnotations
-from jacobinerf_ns.label_maps import read_label_map
-from jacobinerf_ns.label_rendering import selected
+from jacobinerf_ns.files.index_maps import read_label_map
+from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.responses import selected
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.run import open_run
 
 DEFAULT_OBJECTS = ("door", "chair green", "sofa", "table wooden", "lamp white")
 

@@ -8,9 +8,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from recipes import METHODS, PARSERS, Recipe
 
-from jacobinerf_ns.contenders import Method as Contender
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.reports import TITLES
+from jacobinerf_ns.evaluation.contenders import Method as Contender
+from jacobinerf_ns.evaluation.reports import TITLES
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 Task = Literal["semantic-sparse", "semantic-dense", "instance-sparse", "instance-dense"]

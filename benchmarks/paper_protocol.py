@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tables import latex, markdown
 
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.files import writing
+from jacobinerf_ns.files.atomic import writing
 
 
 @dataclass

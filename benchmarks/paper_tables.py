@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from paper_files import TASKS, Benchmark
 from tables import Table, mean_and_range
 
-from jacobinerf_ns.reports import TITLES
+from jacobinerf_ns.evaluation.reports import TITLES
 
 Scores = dict[str, Any]
 """Content of one file of scores."""

@@ -14,12 +14,12 @@ import torch
 from paper_files import Benchmark, Task
 from recipes import Recipe, Variant, is_trained, open_variant, train_variant
 
-from jacobinerf_ns.contenders import Method as Contender
-from jacobinerf_ns.contenders import Scene
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluating import evaluate
-from jacobinerf_ns.files import write_json
-from jacobinerf_ns.protocols import Annotator, Truth
+from jacobinerf_ns.evaluation.annotators import Annotator, Truth
+from jacobinerf_ns.evaluation.contenders import Method as Contender
+from jacobinerf_ns.evaluation.contenders import Scene
+from jacobinerf_ns.evaluation.labels import evaluate
+from jacobinerf_ns.files.atomic import write_json
 
 UNSHAPED: tuple[Contender, ...] = ("unshaped", "unshaped-plus")
 _NOT_SETTINGS = ("name", "method", "seeds", "variants", "unshaped")

@@ -33,12 +33,12 @@ from recipes import (
 )
 from tables import mean_and_range
 
-from jacobinerf_ns.contenders import Method, Scene
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.evaluating import evaluate
-from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.protocols import Annotator, Protocol
-from jacobinerf_ns.reports import TITLES, write_report
+from jacobinerf_ns.evaluation.annotators import Annotator, Protocol
+from jacobinerf_ns.evaluation.contenders import Method, Scene
+from jacobinerf_ns.evaluation.labels import evaluate
+from jacobinerf_ns.evaluation.reports import TITLES, write_report
+from jacobinerf_ns.files.atomic import atomic_write
 
 UNSHAPED: tuple[Method, ...] = ("unshaped", "unshaped-plus", "teacher")
 LEARNT: tuple[Method, ...] = ("dff", "semantic-nerf", "probe")

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from jacobinerf_ns.checkpoints import latest_checkpoint
+from jacobinerf_ns.compat.checkpoints import latest_checkpoint
 from jacobinerf_ns.config import jacobinerf, jacobinerf_lite, jacobinerf_paper
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.dataparsers.replica_data import ReplicaDataParserConfig
@@ -25,7 +25,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.run import open_run
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train
 

@@ -11,10 +11,10 @@ import torch
 import tyro
 from nerfstudio.utils.eval_utils import eval_setup
 
+from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.evaluation import RenderedView, render_view
-from jacobinerf_ns.jacobian import cosine_response
-from jacobinerf_ns.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.evaluation.shaping_quality import RenderedView, render_view
+from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 

@@ -21,9 +21,9 @@ from recipes import JOB_FLAG, Recipe, Variant, is_trained, open_variant, read_re
 from rich.console import Console
 from rich.table import Table
 
-from jacobinerf_ns import evaluation
 from jacobinerf_ns.errors import one_line_exit
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.evaluation import shaping_quality as evaluation
+from jacobinerf_ns.files.atomic import atomic_write
 
 ROWS = {
     "psnr": "held-out PSNR (dB)",

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 
 HERE = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().parent / "step_worker.py"

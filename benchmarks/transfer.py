@@ -24,24 +24,24 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from jacobinerf_ns import metrics
-from jacobinerf_ns.annotations import Annotations, Click, Label, ViewSettings
-from jacobinerf_ns.contenders import Scene, Sight, make_exercise
-from jacobinerf_ns.correspondence import label_cosines
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.core import metrics
+from jacobinerf_ns.core.matching import label_cosines
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PropagationConfig, decide
 from jacobinerf_ns.errors import UserError, one_line_exit
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
+from jacobinerf_ns.evaluation.contenders import Scene, Sight, make_exercise
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.files import atomic_write
-from jacobinerf_ns.label_keeper import FixedAnnotations
-from jacobinerf_ns.label_maps import VOID_ID
-from jacobinerf_ns.label_rendering import responses
-from jacobinerf_ns.propagation import JNERF_PLUS, PropagationConfig, decide
-from jacobinerf_ns.protocols import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.runs import open_run
-from jacobinerf_ns.traces import Piece
+from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.run import open_run
+from jacobinerf_ns.tasks.transfer.files import match_picture
+from jacobinerf_ns.tasks.transfer.side import Side
+from jacobinerf_ns.tasks.transfer.transfer import Transferred, TransferSettings, transfer
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-from jacobinerf_ns.transfer_files import match_picture
-from jacobinerf_ns.transfer_sides import Side
-from jacobinerf_ns.transferring import Transferred, TransferSettings, transfer
 
 MEASURES = ("accuracy", "miou")
 WAYS = {"": PropagationConfig(), ", J-NeRF+": JNERF_PLUS}

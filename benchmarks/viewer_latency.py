@@ -22,13 +22,13 @@ from nerfstudio.utils import colormaps
 from rich.console import Console
 from rich.table import Table
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME, AnnotationStore
-from jacobinerf_ns.annotations import Annotations, Edit
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.rays import world_click
+from jacobinerf_ns.annotations.schema import Annotations, Edit
+from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
+from jacobinerf_ns.labels.views import SCREEN, KeptViews, Screen
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.runs import open_run
-from jacobinerf_ns.seeds import world_click
-from jacobinerf_ns.views import SCREEN, KeptViews, Screen
+from jacobinerf_ns.run import open_run
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.runs import annotations_path
+from jacobinerf_ns.run import annotations_path
 from jacobinerf_ns.training import quiet_nerfstudio
 
 

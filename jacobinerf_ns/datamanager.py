@@ -15,14 +15,14 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from jacobinerf_ns.compat.byte_images import as_floats, float_bytes, images_as_bytes
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
+from jacobinerf_ns.dataparsers.label_folders import add_label_maps
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore, open_store
-from jacobinerf_ns.image_cache import as_floats, float_bytes, images_as_bytes
-from jacobinerf_ns.label_folders import add_label_maps
 from jacobinerf_ns.shaping import WHOLE_BATCH, anchor_rays
 
 LARGE_CAPTURE = 2 << 30

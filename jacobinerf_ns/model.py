@@ -18,19 +18,21 @@ from nerfstudio.models import nerfacto
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
-from jacobinerf_ns import encodings, jacobian, shaping
-from jacobinerf_ns.contraction import CubeContraction
-from jacobinerf_ns.editing import edited_colour
+from jacobinerf_ns import shaping
+from jacobinerf_ns.compat.contraction import CubeContraction
+from jacobinerf_ns.compat.lpips import LazyLpips
+from jacobinerf_ns.core import jacobian
+from jacobinerf_ns.core.gathering import gather_rows
+from jacobinerf_ns.core.propagation import decide, decide_view
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
-from jacobinerf_ns.gathering import gather_rows
-from jacobinerf_ns.implementations import Implementation, chosen_implementation, named_as_nerfstudio_does
-from jacobinerf_ns.label_rendering import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
-from jacobinerf_ns.lpips import LazyLpips
-from jacobinerf_ns.propagation import decide, decide_view
+from jacobinerf_ns.hash_grid import encoding as encodings
+from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_implementation, named_as_nerfstudio_does
+from jacobinerf_ns.labels.edits import edited_colour
+from jacobinerf_ns.labels.responses import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
+from jacobinerf_ns.labels.traces import Piece, Traced
+from jacobinerf_ns.labels.view_rendering import render_view
 from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
-from jacobinerf_ns.traces import Piece, Traced
-from jacobinerf_ns.view_rendering import render_view
 
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""

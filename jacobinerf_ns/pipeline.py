@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from jacobinerf_ns import checkpoints
-from jacobinerf_ns.annotated_scores import annotated_scores
-from jacobinerf_ns.annotation_store import AnnotationStore
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations.frames import WorldFrame
+from jacobinerf_ns.annotations.rays import SeedRays, seed_rays
+from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.annotations.store import AnnotationStore
+from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
-from jacobinerf_ns.gathering import rank_zero_first
-from jacobinerf_ns.label_keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.labels.scores import annotated_scores
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.panel.panel import Panel
-from jacobinerf_ns.seeds import SeedRays, seed_rays
-from jacobinerf_ns.world import WorldFrame
 
 MASK_SEEDS = 512
 """Pixels rendered of a scribble, box or mask."""

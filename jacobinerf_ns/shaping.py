@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jacobinerf_ns.jacobian import NORM_EPS
+from jacobinerf_ns.core.jacobian import NORM_EPS
 
 PairRule = Literal["soft", "threshold"]
 

@@ -11,12 +11,13 @@ import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from jacobinerf_ns import checkpoints, gathering
-from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME
+from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
+from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.compat.fair_lock import FairLock
+from jacobinerf_ns.compat.launcher import prepare_launcher
+from jacobinerf_ns.core import gathering
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.fair_lock import FairLock
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
-from jacobinerf_ns.processes import prepare_launcher
 
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 

@@ -14,19 +14,19 @@ from jaxtyping import install_import_hook
 
 # The mathematics is checked against its own shape annotations while the tests run.
 CHECKED = (
-    "jacobian",
-    "hash_grid",
-    "gathering",
-    "correspondence",
+    "core.jacobian",
+    "core.gathering",
+    "core.matching",
+    "core.metrics",
+    "core.propagation",
+    "core.refinement",
+    "hash_grid.grid",
     "shaping",
-    "metrics",
-    "propagation",
-    "refinement",
-    "aggregator",
-    "world",
-    "seeds",
-    "seed_pixels",
-    "probe",
+    "evaluation.rivals.aggregator",
+    "evaluation.rivals.linear_probe",
+    "annotations.frames",
+    "annotations.rays",
+    "annotations.rasterise",
 )
 install_import_hook([f"jacobinerf_ns.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from jacobinerf_ns.datamanager import list_frames
-from jacobinerf_ns.label_maps import read_label_map
+from jacobinerf_ns.files.index_maps import read_label_map
 
 
 class Reprojection(NamedTuple):

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from test_annotations import click, every_kind, two_labels
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns import annotation_store, files
-from jacobinerf_ns.annotation_store import HISTORY, AnnotationStore, adopt_mask, read_annotations, write_annotations
-from jacobinerf_ns.annotations import Annotations, Click, Label
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations import store as annotation_store
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label
+from jacobinerf_ns.annotations.store import HISTORY, AnnotationStore, adopt_mask, read_annotations, write_annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import atomic as files
 
 
 @pytest.fixture
@@ -301,9 +302,9 @@ def test_a_program_that_keeps_the_lock_is_named(path: Path, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from jacobinerf_ns.annotation_changes import add_seed
-from jacobinerf_ns.annotation_store import AnnotationStore
-from jacobinerf_ns.annotations import Click
+from jacobinerf_ns.annotations.changes import add_seed
+from jacobinerf_ns.annotations.store import AnnotationStore
+from jacobinerf_ns.annotations.schema import Click
 store = AnnotationStore(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import (
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import (
     MAX_ID,
     PALETTE,
     Annotations,
@@ -16,9 +16,9 @@ from jacobinerf_ns.annotations import (
     SpaceClick,
     ViewSettings,
 )
+from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.plain_errors import plain_errors
-from jacobinerf_ns.propagation import PropagationConfig
 
 IMAGE = {"image": "0003.png", "width": 24, "height": 18}
 

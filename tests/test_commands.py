@@ -114,7 +114,7 @@ def test_render_dataset_names_pictures_as_the_photographs(config: Path, elsewher
 
 @pytest.mark.skipif(
     shutil.which("ffmpeg", path=environment()["PATH"]) is None,
-    reason="no ffmpeg on the PATH (python -m jacobinerf_ns.ffmpeg FOLDER links the bundled one)",
+    reason="no ffmpeg on the PATH (python -m jacobinerf_ns.compat.ffmpeg FOLDER links the bundled one)",
 )
 @pytest.mark.parametrize(
     ("kind", "options"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jacobinerf_ns import correspondence
-from jacobinerf_ns.correspondence import NOBODY
+from jacobinerf_ns.core import matching as correspondence
+from jacobinerf_ns.core.matching import NOBODY
 
 
 def some(count: int, seed: int, dims: int = 5) -> torch.Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from jacobinerf_ns.dataparsers import jacobinerf_data as module
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_maps import read_label_map
+from jacobinerf_ns.files.index_maps import read_label_map
 
 WIDTH, HEIGHT, VIEWS = 26, 15, 6
 SCENES = Path(__file__).resolve().parents[2] / "shared" / "scenes"

@@ -241,7 +241,7 @@ def test_capture_loads_through_the_dataparser(small: Path) -> None:
     from nerfstudio.data.datasets.base_dataset import InputDataset
 
     from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
-    from jacobinerf_ns.label_maps import read_label_map
+    from jacobinerf_ns.files.index_maps import read_label_map
 
     outputs = JacobiNeRFDataParserConfig(data=small).setup().get_dataparser_outputs("val")
     assert InputDataset(outputs)[1]["image"].shape == (24, 32, 3)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
-from jacobinerf_ns import checkpoints, gathering, shaping
+from jacobinerf_ns import shaping
+from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.core import gathering
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from jacobinerf_ns import jacobian
-from jacobinerf_ns.annotations import Edit, Label
-from jacobinerf_ns.editing import _sample_responses, edited_colour, membership
+from jacobinerf_ns.annotations.schema import Edit, Label
+from jacobinerf_ns.core import jacobian
+from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.field import FieldTrace
-from jacobinerf_ns.label_rendering import LabelSnapshot
-from jacobinerf_ns.propagation import PropagationConfig, Prototypes
-from jacobinerf_ns.traces import Traced
+from jacobinerf_ns.labels.edits import _sample_responses, edited_colour, membership
+from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.labels.traces import Traced
 
 NEAR, FAR = 2.0, 4.0
 FRONT, BACK = torch.tensor([0.8, 0.3, 0.2]), torch.tensor([0.2, 0.4, 0.7])

@@ -8,16 +8,16 @@ import torch
 from rich.console import Console
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import evaluating
-from jacobinerf_ns.annotated_scores import annotated_scores
-from jacobinerf_ns.annotations import Annotations, Click, Label
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label
 from jacobinerf_ns.cli.evaluate import Evaluate
-from jacobinerf_ns.contenders import RIVALS, Fitted, Method, Scene, make_exercise
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import FixedAnnotations
-from jacobinerf_ns.label_maps import read_label_map
-from jacobinerf_ns.protocols import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.reports import class_table, picture_rows, table, write_report
+from jacobinerf_ns.evaluation import labels as evaluating
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
+from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene, make_exercise
+from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
+from jacobinerf_ns.files.index_maps import read_label_map
+from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.scores import annotated_scores
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
 

@@ -15,15 +15,16 @@ from nerfstudio.cameras.rays import RayBundle
 from test_commands import run
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import part_geometry, part_sampling
-from jacobinerf_ns.annotation_store import write_annotations
-from jacobinerf_ns.annotations import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.store import write_annotations
 from jacobinerf_ns.cli.export import Export
+from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_rendering import LabelSnapshot
-from jacobinerf_ns.part_geometry import Cloud
-from jacobinerf_ns.propagation import PropagationConfig, Prototypes
-from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.run import open_run
+from jacobinerf_ns.tasks.parts import geometry as part_geometry
+from jacobinerf_ns.tasks.parts import sampling as part_sampling
+from jacobinerf_ns.tasks.parts.geometry import Cloud
 
 resource = pytest.importorskip("resource")
 open3d = pytest.importorskip("open3d", exc_type=ImportError)

@@ -15,9 +15,10 @@ from nerfstudio.field_components.encodings import HashEncoding, SHEncoding
 from nerfstudio.field_components.mlp import MLPWithHashEncoding
 from torch import Tensor, nn
 
-from jacobinerf_ns import encodings, hash_grid
-from jacobinerf_ns.encodings import JitHashEncoding, use_jit
-from jacobinerf_ns.hash_grid import encode, encode_reference
+from jacobinerf_ns.hash_grid import encoding as encodings
+from jacobinerf_ns.hash_grid import grid as hash_grid
+from jacobinerf_ns.hash_grid.encoding import JitHashEncoding, use_jit
+from jacobinerf_ns.hash_grid.grid import encode, encode_reference
 
 CONFIGURATIONS = [(1, 10, 2), (5, 17, 2), (8, 15, 2), (16, 19, 2), (8, 12, 1), (4, 11, 4)]
 """Levels, log2 of the entries of a level, features."""
@@ -95,7 +96,7 @@ def threads() -> Iterator[None]:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if numba were not installed, and nothing had been asked for yet."""
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "jacobinerf_ns.hash_grid_numba", raising=False)
+    monkeypatch.delitem(sys.modules, "jacobinerf_ns.hash_grid.numba_kernels", raising=False)
     hash_grid.readiness.cache_clear()
     encodings._say_once.cache_clear()
     yield
@@ -211,11 +212,11 @@ def test_the_same_to_the_last_bit_on_any_number_of_threads(threads: None) -> Non
 
 
 def test_work_is_shared_out_over_torchs_threads(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jacobinerf_ns import hash_grid_numba
+    from jacobinerf_ns.hash_grid import numba_kernels
 
     asked = []
-    pool = hash_grid_numba._threads
-    monkeypatch.setattr(hash_grid_numba, "_threads", lambda process: asked.append(process) or pool(process))
+    pool = numba_kernels._threads
+    monkeypatch.setattr(numba_kernels, "_threads", lambda process: asked.append(process) or pool(process))
     encoding, positions = ours(theirs()), torch.rand(12_000, 3)
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -241,7 +242,7 @@ def test_calls_from_several_threads_at_once(threads: None) -> None:
 
 FORKED = """
 import os, torch
-from jacobinerf_ns.hash_grid import encode
+from jacobinerf_ns.hash_grid.grid import encode
 torch.set_num_threads(2)
 inputs = torch.rand(9_000, 3), torch.rand(8 * 1024, 2), torch.arange(1.0, 9.0)
 before = encode(*inputs)
@@ -327,7 +328,7 @@ def test_without_numba_plain_torch_does_it_and_says_so_once(
 
 COMPILING = """
 import torch
-from jacobinerf_ns import encodings
+from jacobinerf_ns.hash_grid import encoding as encodings
 encoding = encodings.JitHashEncoding(num_levels=2, log2_hashmap_size=4)
 encodings.prepare(torch.nn.Sequential(encoding, encoding), "cpu")
 encoding(torch.rand(5, 3))
@@ -343,8 +344,8 @@ def test_compiles_once_and_says_so(tmp_path: Path) -> None:
 
 IMPORTING = """
 import sys
-import jacobinerf_ns.config, jacobinerf_ns.encodings
-print([name for name in sys.modules if name == "numba" or name.startswith("jacobinerf_ns.hash_grid_")])
+import jacobinerf_ns.config, jacobinerf_ns.hash_grid.encoding
+print([name for name in sys.modules if name == "numba" or name.endswith("_kernels") and "hash_grid" in name])
 """
 
 
@@ -354,7 +355,8 @@ def test_importing_the_methods_imports_no_kernels() -> None:
 
 INTERPRETING = """
 import torch
-from jacobinerf_ns import hash_grid, hash_grid_triton as kernels
+from jacobinerf_ns.hash_grid import grid as hash_grid
+from jacobinerf_ns.hash_grid import triton_kernels as kernels
 torch.manual_seed(0)
 for levels, size, features, half in ((1, 2**10, 1, False), (5, 2**12, 2, False), (3, 2**11, 4, True)):
     dtype = torch.float16 if half else torch.float32

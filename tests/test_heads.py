@@ -8,14 +8,20 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import head_training
+from jacobinerf_ns.core.jacobian import effective_weights
+from jacobinerf_ns.evaluation.rivals.linear_probe import linear_probe
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.head_training import condense, distil, train_semantic_head
-from jacobinerf_ns.heads import FeatureField, FeatureFieldShape, SemanticHead, rendered_activations, unit_positions
-from jacobinerf_ns.jacobian import effective_weights
+from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.probe import linear_probe
-from jacobinerf_ns.traces import Traced
+from jacobinerf_ns.tasks.feature_field import training as head_training
+from jacobinerf_ns.tasks.feature_field.heads import (
+    FeatureField,
+    FeatureFieldShape,
+    SemanticHead,
+    rendered_activations,
+    unit_positions,
+)
+from jacobinerf_ns.tasks.feature_field.training import condense, distil, train_semantic_head
 
 SMALL = FeatureFieldShape(num_levels=3, max_res=32, log2_hashmap_size=10, hidden=16)
 

@@ -13,9 +13,9 @@ from PIL import Image
 from test_datamanager import COUNT, make_capture
 
 from jacobinerf_ns import datamanager
+from jacobinerf_ns.compat.byte_images import as_bytes, as_floats, float_bytes
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.image_cache import as_bytes, as_floats, float_bytes
 
 UNIFORM = [(12, 16)] * COUNT
 MIXED = [(12, 16), (16, 12), (9, 11), (12, 16), (20, 10), (8, 8)]

@@ -5,7 +5,7 @@ import torch
 from nerfstudio.model_components.renderers import RGBRenderer
 from torch import Tensor
 
-from jacobinerf_ns import jacobian as J
+from jacobinerf_ns.core import jacobian as J
 
 RAYS, SAMPLES, HIDDEN, INPUTS = 6, 9, 16, 12
 BACKGROUNDS: list[J.Background] = ["last_sample", "black", "white", "random"]

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jacobinerf_ns.annotations import Label
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files import writing
-from jacobinerf_ns.label_formats import base
-from jacobinerf_ns.label_formats.base import ImageNames, inner_box, inside_pixel, label_file_names
-from jacobinerf_ns.label_formats.labelme import read_labelme, write_labelme
-from jacobinerf_ns.label_formats.png import (
+from jacobinerf_ns.annotations.formats import base
+from jacobinerf_ns.annotations.formats.base import ImageNames, inner_box, inside_pixel, label_file_names
+from jacobinerf_ns.annotations.formats.labelme import read_labelme, write_labelme
+from jacobinerf_ns.annotations.formats.png import (
     palette_colours,
     parse_colour,
     read_legend,
     write_index_png,
     write_legend,
 )
-from jacobinerf_ns.label_maps import read_classes, read_label_map
+from jacobinerf_ns.annotations.schema import Label
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.index_maps import read_classes, read_label_map
 
 CHAIR = Label(id=2, name="chair", colour=(230, 159, 0))
 WALL = Label(id=255, name="Wand ä", colour=(1, 2, 3))

@@ -10,11 +10,11 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from jacobinerf_ns.annotations import Label
+from jacobinerf_ns.annotations.formats.coco import fill_polygons, read_coco, write_coco
+from jacobinerf_ns.annotations.formats.outlines import outlines
+from jacobinerf_ns.annotations.formats.run_lengths import mask_of_runs
+from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.coco import fill_polygons, read_coco, write_coco
-from jacobinerf_ns.label_formats.outlines import outlines
-from jacobinerf_ns.label_formats.run_lengths import mask_of_runs
 
 CHAIR = Label(id=2, name="chair", colour=(230, 159, 0))
 WALL = Label(id=300, name="Wand ä", colour=(1, 2, 3))

@@ -10,14 +10,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from jacobinerf_ns.annotations import Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed, SpaceClick
+from jacobinerf_ns.annotations.formats import seeds_io
+from jacobinerf_ns.annotations.formats.coco import write_coco
+from jacobinerf_ns.annotations.formats.labelme import write_labelme
+from jacobinerf_ns.annotations.formats.png import write_index_png, write_legend
+from jacobinerf_ns.annotations.formats.seeds_io import Format, export_seeds, import_seeds
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed, SpaceClick
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats import seeds_io
-from jacobinerf_ns.label_formats.coco import write_coco
-from jacobinerf_ns.label_formats.labelme import write_labelme
-from jacobinerf_ns.label_formats.png import write_index_png, write_legend
-from jacobinerf_ns.label_formats.seeds_io import Format, export_seeds, import_seeds
-from jacobinerf_ns.label_maps import read_label_map
+from jacobinerf_ns.files.index_maps import read_label_map
 
 LABELS = (
     Label(id=7, name="chair", colour=(230, 159, 0)),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_maps import read_classes, read_label_map
+from jacobinerf_ns.files.index_maps import read_classes, read_label_map
 
 IDS = np.arange(24, dtype=np.uint8).reshape(4, 6)
 

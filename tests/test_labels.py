@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from nerfstudio.utils.eval_utils import eval_setup
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotation_store import AnnotationStore, read_annotations, write_annotations
-from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.rays import world_click
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
+from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, write_annotations
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import FixedAnnotations
-from jacobinerf_ns.label_rendering import LabelSnapshot, prototype_responses, responses
+from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.responses import LabelSnapshot, prototype_responses, responses
+from jacobinerf_ns.labels.seed_cache import rays_around
+from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
-from jacobinerf_ns.runs import open_run
-from jacobinerf_ns.seed_traces import rays_around
-from jacobinerf_ns.seeds import world_click
-from jacobinerf_ns.traces import Piece
+from jacobinerf_ns.run import open_run
 
 LABELS = (Label(id=7, name="Left wall", colour=(255, 0, 0)), Label(id=300, name="depth chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18
@@ -168,7 +168,7 @@ def test_every_way_of_answering_prefers_the_clicked_label_at_its_click(pipeline,
 
 @pytest.mark.parametrize(("least", "speak"), [(0.0, True), (1.1, False)])
 def test_labels_of_many_pixels_have_centres_that_vote_where_they_fit(pipeline, monkeypatch, least: float, speak: bool):
-    monkeypatch.setattr("jacobinerf_ns.label_keeper.CENTRES_FIT", least)
+    monkeypatch.setattr("jacobinerf_ns.labels.keeper.CENTRES_FIT", least)
     where = vars(click(pipeline, 7, (0, 0)))
     place = {name: where[name] for name in ("image", "width", "height")}
     halves: list[Seed] = [

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jacobinerf_ns import metrics
+from jacobinerf_ns.core import metrics
 
 
 def test_scores_by_hand():

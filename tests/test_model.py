@@ -13,7 +13,7 @@ from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.model_components.renderers import background_color_override_context
 from tiny import tiny_config
 
-from jacobinerf_ns.contraction import CubeContraction
+from jacobinerf_ns.compat.contraction import CubeContraction
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.shaping import ShapingConfig

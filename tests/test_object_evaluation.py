@@ -11,17 +11,17 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns.annotations import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
 from jacobinerf_ns.cli.evaluate import Evaluate
-from jacobinerf_ns.contenders import RIVALS, Fitted, Method, Scene
+from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_keeper import FixedAnnotations
-from jacobinerf_ns.object_evaluation import evaluate_object, object_scores
-from jacobinerf_ns.object_masks import find_scribbles, mask_at, read_mask, scribbles_at
-from jacobinerf_ns.object_task import ObjectTask, make_object_exercise, mark, object_views, reference_view
-from jacobinerf_ns.propagation import PropagationConfig
-from jacobinerf_ns.protocols import read_truth
-from jacobinerf_ns.reports import object_means, object_table, picture_rows, write_report
+from jacobinerf_ns.evaluation.annotators import read_truth
+from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene
+from jacobinerf_ns.evaluation.object_views import ObjectTask, make_object_exercise, mark, object_views, reference_view
+from jacobinerf_ns.evaluation.objects import evaluate_object, object_scores
+from jacobinerf_ns.evaluation.reports import object_means, object_table, picture_rows, write_report
+from jacobinerf_ns.files.masks import find_scribbles, mask_at, read_mask, scribbles_at
+from jacobinerf_ns.labels.keeper import FixedAnnotations
 
 ONE_LABEL: tuple[Method, ...] = ("2d", "3d", "plus", "unshaped", "teacher")
 TWO_LABELS: tuple[Method, ...] = ("paper", "probe")

@@ -17,16 +17,16 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetT
 from tiny import start, tiny_capture, tiny_config
 from viewer_process import free_port
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotation_store import read_annotations, write_annotations
-from jacobinerf_ns.annotations import Annotations, SpaceBox, SpaceClick
-from jacobinerf_ns.fair_lock import FairLock
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import Annotations, SpaceBox, SpaceClick
+from jacobinerf_ns.annotations.store import read_annotations, write_annotations
+from jacobinerf_ns.compat.fair_lock import FairLock
+from jacobinerf_ns.labels.views import SCREEN
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.job import Job
 from jacobinerf_ns.panel.panel import CPU_RESOLUTION, NEW_VOID, Panel
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.worker import Worker
-from jacobinerf_ns.views import SCREEN
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -263,7 +263,7 @@ def test_the_first_click_makes_a_label_and_is_saved(panel: Panel):
 
 
 def test_a_click_on_nothing_leaves_nothing(panel: Panel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jacobinerf_ns.seed_traces.SURFACE", 2.0)  # nothing is that solid
+    monkeypatch.setattr("jacobinerf_ns.labels.seed_cache.SURFACE", 2.0)  # nothing is that solid
     press(panel)
     click_on_pixel(panel, 9, 12)
     render(panel)

@@ -14,7 +14,7 @@ from panel_user import User, user_of
 from trained_room import HEIGHT, WIDTH, Room
 from viewer_process import ViewerProcess
 
-from jacobinerf_ns.annotation_store import read_annotations
+from jacobinerf_ns.annotations.store import read_annotations
 from jacobinerf_ns.demo.capture import write_capture
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]

@@ -15,7 +15,7 @@ from miniatures import write_replica, write_scannet
 
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.reports import TITLES
+from jacobinerf_ns.evaluation.reports import TITLES
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

@@ -17,23 +17,23 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import photo_files
-from jacobinerf_ns.annotation_store import write_annotations
-from jacobinerf_ns.annotations import Annotations, Box, Click, Edit, Label, Mask, ViewSettings
+from jacobinerf_ns.annotations.formats.coco import read_coco
+from jacobinerf_ns.annotations.formats.labelme import read_labelme
+from jacobinerf_ns.annotations.formats.png import read_legend
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Mask, ViewSettings
+from jacobinerf_ns.annotations.store import write_annotations
 from jacobinerf_ns.cli.propagate import INTERRUPTED, Propagate
+from jacobinerf_ns.core.propagation import PAPER, PropagationConfig
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_formats.coco import read_coco
-from jacobinerf_ns.label_formats.labelme import read_labelme
-from jacobinerf_ns.label_formats.png import read_legend
-from jacobinerf_ns.label_maps import read_label_map
+from jacobinerf_ns.files.index_maps import read_label_map
+from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.model import JacobiNeRFModel
-from jacobinerf_ns.output_folder import claim_folder
-from jacobinerf_ns.photos import Photo, list_photos
-from jacobinerf_ns.propagating import PropagateSettings, at_size, choose_annotations, propagate
-from jacobinerf_ns.propagation import PAPER, PropagationConfig
-from jacobinerf_ns.runs import open_run
+from jacobinerf_ns.run import open_run
+from jacobinerf_ns.tasks import photo_files
+from jacobinerf_ns.tasks.masks import PropagateSettings, at_size, choose_annotations, propagate
+from jacobinerf_ns.tasks.photos import Photo, list_photos
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 
@@ -437,7 +437,7 @@ def test_a_folder_that_cannot_be_written(config_path: Path, tmp_path: Path, monk
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("jacobinerf_ns.files.tempfile.mkstemp", read_only)
+    monkeypatch.setattr("jacobinerf_ns.files.atomic.tempfile.mkstemp", read_only)
     with pytest.raises(UserError, match=r"out/propagation\.json cannot be written \(Read-only file system\): choose a"):
         propagate(config_path, tmp_path / "out")
 

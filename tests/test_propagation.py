@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jacobinerf_ns import aggregator, refinement
-from jacobinerf_ns.jacobian import cosine_response
-from jacobinerf_ns.propagation import (
+from jacobinerf_ns.core import refinement
+from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.core.propagation import (
     PAPER,
     PAPER_CLIP,
     PropagationConfig,
@@ -23,6 +23,7 @@ from jacobinerf_ns.propagation import (
     select_prototypes,
     voters,
 )
+from jacobinerf_ns.evaluation.rivals import aggregator
 
 
 def known(labels: list[int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ import yaml
 from nerfstudio.configs.method_configs import method_configs
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 
-from jacobinerf_ns import checkpoints
+from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
@@ -110,7 +110,7 @@ def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:
     config.viewer.quit_on_train_completion = True
     from unittest import mock
 
-    from jacobinerf_ns.lpips import LazyLpips
+    from jacobinerf_ns.compat.lpips import LazyLpips
 
     with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips):
         trainer = config.setup(local_rank=0, world_size=1)

@@ -14,27 +14,27 @@ import tyro
 from PIL import Image
 from tiny import start, tiny_config
 
-from jacobinerf_ns.annotation_store import read_annotations, write_annotations
-from jacobinerf_ns.annotations import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.rays import world_click
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.cli.transfer import Transfer
-from jacobinerf_ns.contenders import Scene, make_exercise
-from jacobinerf_ns.correspondence import NOBODY
+from jacobinerf_ns.core.matching import NOBODY
+from jacobinerf_ns.core.propagation import PAPER
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.feature_field_files import feature_field_path, save_feature_field
+from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
+from jacobinerf_ns.evaluation.contenders import Scene, make_exercise
 from jacobinerf_ns.features.base import Frame, fingerprint_of
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
-from jacobinerf_ns.heads import FeatureField
-from jacobinerf_ns.match_pictures import HEIGHT, Line, draw_matches
-from jacobinerf_ns.propagation import PAPER
-from jacobinerf_ns.protocols import Annotator, read_truth
-from jacobinerf_ns.runs import Run, open_run
-from jacobinerf_ns.seeds import world_click
-from jacobinerf_ns.transfer_files import plan_transfer, write_transfer
-from jacobinerf_ns.transfer_sides import Side, check_teachers
-from jacobinerf_ns.transferring import Transferred, TransferSettings, transfer
+from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field
+from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+from jacobinerf_ns.tasks.transfer.files import plan_transfer, write_transfer
+from jacobinerf_ns.tasks.transfer.pictures import HEIGHT, Line, draw_matches
+from jacobinerf_ns.tasks.transfer.side import Side, check_teachers
+from jacobinerf_ns.tasks.transfer.transfer import Transferred, TransferSettings, transfer
 
 BY_NAME = ["oracle", "--by-name", "--noise", "0.3", "--patch-size", "2"]
 

@@ -12,13 +12,13 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import Annotations, Click, Edit, Label, ViewSettings
-from jacobinerf_ns.label_keeper import FixedAnnotations
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import Annotations, Click, Edit, Label, ViewSettings
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig
+from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.propagation import JNERF_PLUS, PAPER, PropagationConfig
-from jacobinerf_ns.traces import Piece
-from jacobinerf_ns.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
 
 LABELS = (Label(id=7, name="wall", colour=(255, 0, 0)), Label(id=9, name="chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18

@@ -11,10 +11,10 @@ from nerfstudio.data.dataparsers.base_dataparser import transform_poses_to_origi
 from tiny import tiny_capture
 from torch import Tensor
 
-from jacobinerf_ns.annotations import Annotations, Label
+from jacobinerf_ns.annotations.frames import WorldFrame
+from jacobinerf_ns.annotations.rays import seed_rays, world_click
+from jacobinerf_ns.annotations.schema import Annotations, Label
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
-from jacobinerf_ns.seeds import seed_rays, world_click
-from jacobinerf_ns.world import WorldFrame
 
 
 def random_frame(seed: int) -> WorldFrame:

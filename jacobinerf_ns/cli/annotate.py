@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotation_store import AnnotationStore, adopt_mask, read_annotations
-from jacobinerf_ns.annotations import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.rasterise import find_image, image_name, rasterise
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
+from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, read_annotations
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.plain_errors import plain_errors
-from jacobinerf_ns.seed_pixels import find_image, image_name, rasterise
 
 if TYPE_CHECKING:
     from jacobinerf_ns.captures import Capture

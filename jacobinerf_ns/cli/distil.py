@@ -33,10 +33,10 @@ class Distil:
     def main(self) -> Path:
         """Distils, and prints where the result is. Errors: `UserError`."""
         from jacobinerf_ns.errors import UserError
-        from jacobinerf_ns.feature_field_files import feature_field_path, save_feature_field
-        from jacobinerf_ns.head_training import distil
-        from jacobinerf_ns.heads import FeatureFieldShape
-        from jacobinerf_ns.runs import open_run
+        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field
+        from jacobinerf_ns.tasks.feature_field.heads import FeatureFieldShape
+        from jacobinerf_ns.tasks.feature_field.training import distil
 
         numbers = {"steps": self.steps, "rays": self.rays, "pool": self.pool}
         wrong = [name for name, value in numbers.items() if value < 1]

@@ -9,11 +9,11 @@ from rich.console import Console
 from jacobinerf_ns.errors import UserError
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.contenders import Scene
-    from jacobinerf_ns.evaluating import Report
-    from jacobinerf_ns.object_evaluation import ObjectReport
-    from jacobinerf_ns.object_task import ObjectTask
-    from jacobinerf_ns.runs import Run
+    from jacobinerf_ns.evaluation.contenders import Scene
+    from jacobinerf_ns.evaluation.labels import Report
+    from jacobinerf_ns.evaluation.object_views import ObjectTask
+    from jacobinerf_ns.evaluation.objects import ObjectReport
+    from jacobinerf_ns.run import Run
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
@@ -90,8 +90,8 @@ class Evaluate:
         return any(method.startswith("unshaped") for method in self.methods)
 
     def _open(self, position: int) -> "tuple[Run, Scene]":
-        from jacobinerf_ns.contenders import Scene
-        from jacobinerf_ns.runs import open_run
+        from jacobinerf_ns.evaluation.contenders import Scene
+        from jacobinerf_ns.run import open_run
 
         def give_labels(config: "JacobiNeRFTrainerConfig") -> None:
             if self.label_dir is not None:
@@ -102,9 +102,9 @@ class Evaluate:
         return run, Scene(run.pipeline, plain)
 
     def _evaluate_labels(self) -> "Report":
-        from jacobinerf_ns.evaluating import evaluate
-        from jacobinerf_ns.protocols import Annotator
-        from jacobinerf_ns.reports import class_table, table, write_report
+        from jacobinerf_ns.evaluation.annotators import Annotator
+        from jacobinerf_ns.evaluation.labels import evaluate
+        from jacobinerf_ns.evaluation.reports import class_table, table, write_report
 
         assert self.protocol != "object"
         if len(self.load_config) != 1:
@@ -121,8 +121,8 @@ class Evaluate:
         return report
 
     def _evaluate_objects(self) -> "list[ObjectReport]":
-        from jacobinerf_ns.object_evaluation import evaluate_object
-        from jacobinerf_ns.reports import object_table, write_object_means, write_report
+        from jacobinerf_ns.evaluation.objects import evaluate_object
+        from jacobinerf_ns.evaluation.reports import object_table, write_object_means, write_report
 
         if self.label_dir is not None:
             raise UserError("--label-dir is for label maps, which --protocol object does not read: give --masks only")
@@ -145,7 +145,7 @@ class Evaluate:
 
     def _tasks(self) -> "list[ObjectTask]":
         """What is given of each run's object."""
-        from jacobinerf_ns.object_task import ObjectTask
+        from jacobinerf_ns.evaluation.object_views import ObjectTask
 
         runs = len(self.load_config)
         scribbles = [self.scribbles] if runs == 1 else [(place,) for place in self.scribbles]

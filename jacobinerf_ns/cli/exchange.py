@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.errors import UserError
 
 
@@ -23,10 +23,10 @@ class Import:
 
     def main(self) -> Annotations:
         """Adds the seeds and prints what the file holds. Errors: `UserError`."""
-        from jacobinerf_ns.annotation_store import AnnotationStore
+        from jacobinerf_ns.annotations.formats.seeds_io import import_seeds
+        from jacobinerf_ns.annotations.rasterise import image_name
+        from jacobinerf_ns.annotations.store import AnnotationStore
         from jacobinerf_ns.captures import read_capture
-        from jacobinerf_ns.label_formats.seeds_io import import_seeds
-        from jacobinerf_ns.seed_pixels import image_name
 
         capture = read_capture(self.load_config)
         sizes = [(height, width) for width, height in capture.sizes]
@@ -56,10 +56,10 @@ class ExportSeeds:
 
     def main(self) -> list[Path]:
         """Writes the files and prints how many. Errors: `UserError`."""
-        from jacobinerf_ns.annotation_store import read_annotations
+        from jacobinerf_ns.annotations.formats.seeds_io import export_seeds
+        from jacobinerf_ns.annotations.rasterise import rasterise
+        from jacobinerf_ns.annotations.store import read_annotations
         from jacobinerf_ns.captures import read_capture
-        from jacobinerf_ns.label_formats.seeds_io import export_seeds
-        from jacobinerf_ns.seed_pixels import rasterise
 
         path = self.annotations or read_capture(self.load_config).annotations
         if not path.is_file():

@@ -37,8 +37,8 @@ class Export:
 
     def main(self) -> dict[str, Any]:
         """Writes the files, and prints what is in them. Errors: `UserError`."""
-        from jacobinerf_ns.exporting import ExportSettings, export_parts
-        from jacobinerf_ns.runs import open_run
+        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.tasks.parts.export import ExportSettings, export_parts
 
         settings = ExportSettings(
             num_points=self.num_points,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.propagating import Propagated
+    from jacobinerf_ns.tasks.masks import Propagated
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -54,7 +54,7 @@ class Propagate:
 
     def main(self) -> "Propagated":
         """Writes the files, and prints each label's share of the pixels. Errors: `UserError`."""
-        from jacobinerf_ns.propagating import PropagateSettings, propagate
+        from jacobinerf_ns.tasks.masks import PropagateSettings, propagate
 
         settings = PropagateSettings(
             split=self.split,

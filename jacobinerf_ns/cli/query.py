@@ -11,9 +11,9 @@ from jacobinerf_ns.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from jacobinerf_ns.feature_queries import Box
-    from jacobinerf_ns.heads import FeatureField
-    from jacobinerf_ns.runs import Run
+    from jacobinerf_ns.run import Run
+    from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+    from jacobinerf_ns.tasks.queries import Box
 
 
 @dataclass
@@ -45,9 +45,9 @@ class Query:
     def main(self) -> int:
         """Writes the files; gives the number of photos in which something was found. Errors: `UserError`."""
         self._check_options()
-        from jacobinerf_ns.feature_queries import plan_answers, write_answers
-        from jacobinerf_ns.photos import list_photos
-        from jacobinerf_ns.runs import open_run
+        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.tasks.photos import list_photos
+        from jacobinerf_ns.tasks.queries import plan_answers, write_answers
         from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
         def without_photos(config: JacobiNeRFTrainerConfig) -> None:
@@ -77,9 +77,9 @@ class Query:
 
     def _ask(self, run: "Run") -> "tuple[FeatureField, Tensor]":
         """The run's feature field, and what is asked of it."""
-        from jacobinerf_ns.feature_field_files import load_feature_field
-        from jacobinerf_ns.feature_queries import query_of_photo, query_of_picture
-        from jacobinerf_ns.photos import list_photos
+        from jacobinerf_ns.tasks.feature_field.files import load_feature_field
+        from jacobinerf_ns.tasks.photos import list_photos
+        from jacobinerf_ns.tasks.queries import query_of_photo, query_of_picture
 
         if self.patch is not None:
             extractor = run.pipeline.datamanager.config.extractor.setup(device=run.pipeline.model.device)

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from rich.progress import track
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 
 Filter = Literal["area", "nearest"]
 

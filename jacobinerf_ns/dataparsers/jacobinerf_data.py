@@ -18,9 +18,9 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, Nerfst
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy, whole_factor
+from jacobinerf_ns.dataparsers.label_folders import folder_beside, label_files
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_folders import folder_beside, label_files
-from jacobinerf_ns.label_maps import read_classes
+from jacobinerf_ns.files.index_maps import read_classes
 
 Meta = dict[str, Any]
 

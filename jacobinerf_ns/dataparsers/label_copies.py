@@ -15,8 +15,8 @@ from rich.progress import track
 
 from jacobinerf_ns.dataparsers.downscale import cache_root
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files import write_json, writing
-from jacobinerf_ns.label_maps import VOID_ID, read_label_map
+from jacobinerf_ns.files.atomic import write_json, writing
+from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 
 _Result = TypeVar("_Result")
 

@@ -28,7 +28,7 @@ from jacobinerf_ns.dataparsers.posed_frames import (
     read_matrix,
 )
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.label_maps import VOID_ID
+from jacobinerf_ns.files.index_maps import VOID_ID
 
 TSV_NAME = "scannetv2-labels.combined.tsv"
 _IMAGES = (".jpg", ".jpeg", ".png")

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame, file_digest
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 
 _SUFFIX = ".safetensors"
 _HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.

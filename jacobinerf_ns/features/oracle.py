@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, file_digest, fingerprint_of, pool_cells
-from jacobinerf_ns.label_maps import VOID_ID, read_classes, read_label_map
+from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
 
 DIMENSIONS = 64
 _CLASS, _INSTANCE, _NOISE = range(3)  # Keeps the random streams of one seed apart.

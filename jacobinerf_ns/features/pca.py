@@ -19,7 +19,7 @@ from torch import Tensor
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid
 from jacobinerf_ns.features.cache import Filled, fill, read_grid
-from jacobinerf_ns.files import atomic_write
+from jacobinerf_ns.files.atomic import atomic_write
 
 PATCH_BUDGET = 20_000
 """Patches the projection is fitted on, over all images."""

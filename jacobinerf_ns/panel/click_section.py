@@ -10,13 +10,13 @@ import viser
 import viser.transforms as vtf
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import Annotations, Seed, SpaceBox, SpaceClick
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.rays import world_box, world_click
+from jacobinerf_ns.annotations.schema import Annotations, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.labels.views import ViewReport
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.controls import add_button_group
-from jacobinerf_ns.seeds import world_box, world_click
-from jacobinerf_ns.views import ViewReport
 
 if TYPE_CHECKING:
     from jacobinerf_ns.panel.panel import Panel

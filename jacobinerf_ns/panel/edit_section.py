@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import viser
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import Annotations, Edit
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import Annotations, Edit
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.controls import add_button_group

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import viser
 
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.job import Job

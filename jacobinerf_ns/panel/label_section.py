@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import viser
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.labels.views import ViewReport
 from jacobinerf_ns.panel import texts
-from jacobinerf_ns.views import ViewReport
 
 if TYPE_CHECKING:
     from jacobinerf_ns.panel.panel import Panel

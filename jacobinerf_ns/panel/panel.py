@@ -12,10 +12,12 @@ import nerfstudio.viewer.viewer as nerfstudio_viewer
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotation_store import ANNOTATIONS_NAME, AnnotationStore
-from jacobinerf_ns.annotations import Annotations, Label
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.frames import WorldFrame
+from jacobinerf_ns.annotations.schema import Annotations, Label
+from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.labels.views import KeptViews, Screen, ViewReport, kept_bytes
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.click_section import ClickSection
 from jacobinerf_ns.panel.edit_section import EditSection
@@ -25,8 +27,6 @@ from jacobinerf_ns.panel.marks import Marks
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.show_section import ShowSection
 from jacobinerf_ns.panel.worker import Worker
-from jacobinerf_ns.views import KeptViews, Screen, ViewReport, kept_bytes
-from jacobinerf_ns.world import WorldFrame
 
 if TYPE_CHECKING:
     from jacobinerf_ns.pipeline import JacobiNeRFPipeline

@@ -13,7 +13,7 @@ from nerfstudio.viewer.utils import CameraState
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 
-from jacobinerf_ns.views import BETWEEN_CHUNKS, SCREEN, Screen
+from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, Screen
 
 FIRST_RATE = 10_000.0
 """Rays per second that a field is taken to render before it was timed."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import viser
 from nerfstudio.viewer.control_panel import ControlPanel
 
-from jacobinerf_ns import annotation_changes as changes
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations import changes as changes
+from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.core.propagation import JNERF_PLUS
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.propagation import JNERF_PLUS
 
 if TYPE_CHECKING:
     from jacobinerf_ns.panel.panel import Panel

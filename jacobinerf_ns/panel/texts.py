@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from jacobinerf_ns.annotations import Annotations
+from jacobinerf_ns.annotations.schema import Annotations
 
 HELP = """
 1. Press **Click**, then click on a thing in the view. The heat map shows what resonates with it: red answers, blue

@@ -1,0 +1,209 @@
+"""What all label files share: how they are named, written and matched to the images of a capture.
+
+Pixels are (x, y) = (column, row) from the top left corner. Fractions, as other tools write them, count from the corner
+of the image, so that pixel x reaches from x to x + 1. A label map holds one label id per pixel; 0 is void.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jacobinerf_ns.annotations.schema import MAX_ID, Colour, Label, Pixel
+from jacobinerf_ns.errors import UserError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+_NO_FOLDER = ("/", "..")
+"""Parts of a path that name no folder."""
+
+
+@dataclass(frozen=True)
+class FoundLabel:
+    """A label as a file gives it."""
+
+    name: str
+    id: int | None = None
+    colour: Colour | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """One marked part of an image."""
+
+    label: FoundLabel
+    kind: Literal["mask", "click", "scribble", "box"]
+    mask: Bool[np.ndarray, "height width"] | None = None
+    """For `mask`: its pixels."""
+    points: tuple[Pixel, ...] = ()
+    """For the others: the pixel, the line, or two opposite corners (both inside)."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """What a file says about one image. Regions may overlap; the later one is meant to win."""
+
+    name: str
+    """As the file names the image."""
+    size: Size
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """A label file or a folder of them."""
+
+    labels: tuple[FoundLabel, ...]
+    """The legend, empty where there is none. It knows more of a label of that name than the region may."""
+    images: Iterable[LabelledImage]
+    """Those that have regions; decoded while they are iterated."""
+
+
+def load_json(path: Path) -> Any:
+    """Reads a JSON file. Errors: `UserError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): expected a COCO or LabelMe file") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Errors: `UserError`."""
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected the object of a COCO or LabelMe file")
+    return content
+
+
+def check_label_map(ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> None:
+    """Asserts that a label map holds ids of the legend only."""
+    strange = set(np.unique(ids).tolist()) - {0} - {label.id for label in labels}
+    assert not strange, f"label map has ids {sorted(strange)[:5]}, which are not in its legend"
+    assert all(label.id <= MAX_ID for label in labels)
+
+
+def label_file_names(names: Sequence[str], suffix: str) -> list[str]:
+    """Relative names of the label files of photos: the photo's stem (`images/0003.jpg` → `0003.png`).
+
+    Photos of one stem keep as many parent folders as tell them apart, and their own suffix where folders do not
+    (`0003.jpg.png`). Letter case tells nothing apart, since some file systems ignore it.
+
+    Raises:
+        UserError: two photos cannot be told apart.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    depth = max((len(path.parts) for path in paths), default=0)
+    chosen: list[str] = [""] * len(paths)
+    open_ones = list(range(len(paths)))
+    stems = [[_tail(path.with_suffix(""), level) for path in paths] for level in range(1, depth + 1)]
+    for candidates in [*stems, [_tail(path, depth) for path in paths]]:
+        counts = _counts([candidates[index] for index in open_ones])
+        for index in open_ones:
+            chosen[index] = candidates[index]
+        open_ones = [index for index in open_ones if counts[candidates[index].casefold()] > 1]
+    for name, count in _counts(chosen).items():
+        if count > 1:
+            raise UserError(f"{count} photos would have the label file {name}{suffix}: rename all but one of them")
+    return [f"{name}{suffix}" for name in chosen]
+
+
+class ImageNames:
+    """Finds the image of a capture that another tool means, whatever folders it puts before the name."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        """Indexes the images' file names."""
+        self.known = tuple(known)
+        self._by_name: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for name in self.known:
+            path = PurePosixPath(name)
+            self._by_name.setdefault(path.name, []).append(name)
+            self._by_stem.setdefault(path.stem, []).append(name)
+
+    def match(self, name: str, source: Path, without_suffix: bool = False) -> str:
+        """The known name that shares most trailing folders with `name`; suffixes only need to agree where they can.
+
+        Args:
+            name: as the file gives it.
+            source: the file, for messages.
+            without_suffix: `name` is a label file's name less its suffix: a stem, or a whole name.
+
+        Raises:
+            UserError: no image, or several, have that name.
+        """
+        path = PurePosixPath(name.replace("\\", "/"))
+        stem = path.name if without_suffix else path.stem
+        for key, index in ((path.name, self._by_name), (stem, self._by_stem)):
+            shared = {known: _shared_folders(path, PurePosixPath(known)) for known in index.get(key, [])}
+            shared = {known: count for known, count in shared.items() if count is not None}
+            best = [known for known, count in shared.items() if count == max(shared.values())]
+            if len(best) == 1:
+                return best[0]
+            if best:
+                raise UserError(f"{source}: {name} may be {best[0]} or {best[1]}: put the folder before the file name")
+        close = get_close_matches(path.name, [*self._by_name, *self._by_stem], n=1, cutoff=0.0)
+        hint = f", closest is {close[0]}" if close else ""
+        raise UserError(f"{source}: the capture has no image {name} (it has {len(self.known)}{hint}): rename the entry")
+
+
+def check_size(image: LabelledImage, known: Mapping[str, Size], name: str, source: Path) -> None:
+    """Raises `UserError` when a file counts pixels in an image of another size than the capture's."""
+    if image.size != known[name]:
+        (height, width), (wanted_height, wanted_width) = image.size, known[name]
+        raise UserError(
+            f"{source}: {image.name} is {width}x{height} pixels (width x height), the capture's {name} is "
+            f"{wanted_width}x{wanted_height}: label the image at its original size"
+        )
+
+
+def inside_pixel(point: tuple[float, float], size: Size) -> Pixel:
+    """The pixel under a point; the far edges count as inside. Errors: `ValueError`, outside of the image."""
+    (x, y), (height, width) = point, size
+    if not (0 <= x <= width and 0 <= y <= height):
+        raise ValueError(f"point ({x:g}, {y:g}) is outside of the image of {width}x{height} pixels")
+    return min(int(x), width - 1), min(int(y), height - 1)
+
+
+def inner_box(points: Sequence[tuple[float, float]], size: Size) -> tuple[Pixel, Pixel]:
+    """First and last pixel whose centres lie in the points' rectangle, cut off at the image; at least one pixel.
+
+    Raises:
+        ValueError: nothing of it is inside of the image.
+    """
+    corners = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    limits = np.array(size[::-1], dtype=np.float64)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if not np.isfinite(corners).all() or (low >= limits).any() or (high < 0).any():
+        raise ValueError(f"rectangle {corners.tolist()} is outside of the image of {size[1]}x{size[0]} pixels")
+    low, high = low.clip(0, limits), high.clip(0, limits)
+    first = np.minimum(np.ceil(low - 0.5), limits - 1).astype(int)
+    last = np.maximum(np.ceil(high - 0.5).astype(int) - 1, first)
+    return (int(first[0]), int(first[1])), (int(last[0]), int(last[1]))
+
+
+def _tail(path: PurePosixPath, count: int) -> str:
+    return "/".join(part for part in path.parts[-count:] if part not in _NO_FOLDER)
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.casefold()] = counts.get(name.casefold(), 0) + 1
+    return counts
+
+
+def _shared_folders(one: PurePosixPath, other: PurePosixPath) -> int | None:
+    """How many trailing folders two names share; None when they contradict one another before either ends."""
+    first, second = ([part for part in path.parts[-2::-1] if part not in _NO_FOLDER] for path in (one, other))
+    shared = 0
+    for left, right in zip(first, second, strict=False):
+        if left != right:
+            return None
+        shared += 1
+    return shared

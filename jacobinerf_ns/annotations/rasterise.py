@@ -1,0 +1,203 @@
+"""Which pixels a seed in an image covers, and which image of a capture it lies in."""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path, PurePath, PurePosixPath
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from skimage.draw import line
+
+from jacobinerf_ns.annotations.schema import Box, Click, InImage, Mask, Scribble, Seed, SpaceBox, SpaceClick
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.index_maps import read_label_map
+
+ASPECT_TOLERANCE = 0.02
+"""Largest relative difference of aspect ratios at which two sizes still count as one image, scaled."""
+
+_Z_ORDER_BITS = 16
+_PIECE = 64
+"""Pixels of a stroke drawn at a time: the rectangle around a long slanting one is mostly empty."""
+
+
+def describe(seed: Seed) -> str:
+    """A seed in a few words, for messages: `click (12, 40) in 0003.png`."""
+    if isinstance(seed, SpaceClick):
+        return "click in space"
+    if isinstance(seed, SpaceBox):
+        return "box in space"
+    if isinstance(seed, Click):
+        words = f"click {seed.pixel}"
+    elif isinstance(seed, Box):
+        words = f"box {seed.corner} to {seed.opposite}"
+    elif isinstance(seed, Mask):
+        words = f"value {seed.value} of {seed.file}"
+    else:
+        words = f"scribble from {seed.points[0]}"
+    return f"{words} in {seed.image}"
+
+
+def rasterise(seed: InImage, folder: Path) -> Bool[np.ndarray, "height width"]:
+    """The pixels that a seed covers, at the size of the image that its own are counted in.
+
+    Args:
+        seed: a click, scribble, box or mask.
+        folder: folder of the annotation file, which mask files are relative to.
+
+    Raises:
+        UserError: the mask file is missing or damaged, has another size, or has no pixel of the seed's value.
+    """
+    if isinstance(seed, Mask):
+        return _mask_pixels(seed, folder)
+    covered = np.zeros((seed.height, seed.width), dtype=bool)
+    if isinstance(seed, Click):
+        covered[seed.pixel[1], seed.pixel[0]] = True
+    elif isinstance(seed, Box):
+        (left, right), (top, bottom) = (sorted(pair) for pair in zip(seed.corner, seed.opposite, strict=True))
+        covered[top : bottom + 1, left : right + 1] = True
+    else:
+        assert isinstance(seed, Scribble)
+        for start, end in zip(seed.points, seed.points[1:] or seed.points, strict=False):
+            _draw_stroke(covered, start, end, seed.radius)
+    return covered
+
+
+def to_camera(
+    pixels: Int[np.ndarray, "pixels 2"], size: tuple[int, int], camera_size: tuple[int, int]
+) -> Int[np.ndarray, "pixels 2"]:
+    """(x, y) pixels of an image of `size` as pixels of a camera of `camera_size`: those that the centres fall into.
+
+    Sizes are (width, height). A run may train on smaller copies than the image that was annotated, or on larger ones.
+    Copies leave out what does not fill a pixel at the far edge, so a whole factor is used where one explains the sizes.
+
+    Raises:
+        UserError: no whole factor lies between the sizes, and the aspect ratios differ: another image or a crop.
+    """
+    shrink, grow = _whole_factor(size, camera_size), _whole_factor(camera_size, size)
+    if shrink or grow:
+        up, down = np.array([grow or 1]), np.array([shrink or 1])
+    else:
+        up, down = np.array(camera_size), np.array(size)
+        if abs(up[0] * down[1] / (up[1] * down[0]) - 1.0) > ASPECT_TOLERANCE:
+            raise UserError(
+                f"its pixels are counted in {size[0]}x{size[1]} (width x height), but the image is {up[0]}x{up[1]}, "
+                "another aspect ratio: annotate the image that the run was trained on"
+            )
+    return np.minimum((2 * pixels + 1) * up // (2 * down), np.array(camera_size) - 1)
+
+
+def spread(pixels: Int[np.ndarray, "pixels 2"], count: int) -> Int[np.ndarray, "chosen 2"]:
+    """At most `count` of different (x, y) pixels, spread evenly over the area they cover; always the same ones.
+
+    Even steps along a Z-order curve: steps in row order would leave out whole columns of a region as wide as a step.
+    """
+    if len(pixels) <= count:
+        return pixels
+    key = np.zeros(len(pixels), dtype=np.int64)
+    for bit in range(_Z_ORDER_BITS):
+        key |= ((pixels[:, 0] >> bit) & 1) << (2 * bit) | ((pixels[:, 1] >> bit) & 1) << (2 * bit + 1)
+    steps = ((np.arange(count) + 0.5) * len(pixels) / count).astype(np.int64)
+    return pixels[np.argsort(key, kind="stable")[steps]]
+
+
+def find_image(name: str, filenames: Sequence[Path], kind: str = "training images") -> int:
+    """Index of the image of that name among a run's images.
+
+    `name` has as many parent folders as it needs, and may leave its suffix out. A copy of other size counts as the
+    image: `images_4/1.jpg` (nerfstudio's) and `1.png` (ours) are found by `images/1.jpg`. `kind` says in messages what
+    is listed.
+
+    Raises:
+        UserError: no such image (with the closest names), or more than one.
+    """
+    wanted = unscaled(PurePosixPath(name.replace("\\", "/")))
+    listed = [unscaled(PurePosixPath(path.as_posix())) for path in filenames]
+    same: list[Callable[[PurePosixPath], bool]] = [
+        lambda path: path.name == wanted.name,
+        lambda path: path.stem == wanted.name,
+        lambda path: path.stem == wanted.stem,
+    ]
+    parents = wanted.parent.parts
+    for is_same in same:
+        found = [
+            index
+            for index, path in enumerate(listed)
+            if is_same(path) and (not parents or path.parent.parts[-len(parents) :] == parents)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"image {name!r} is ambiguous: found {filenames[found[0]]} and {filenames[found[1]]}: "
+                "give its folder too"
+            )
+    raise UserError(_unknown_image(name, filenames, kind))
+
+
+def image_name(filenames: Sequence[Path], index: int) -> str:
+    """The shortest name that `find_image` finds image `index` by: its file name, with parent folders where needed."""
+    parts = filenames[index].parts
+    for count in range(1, len(parts)):
+        tails = [path.parts[-count:] for path in filenames]
+        if tails.count(tails[index]) == 1:
+            return "/".join(tails[index])
+    return filenames[index].as_posix()
+
+
+def _unknown_image(name: str, filenames: Sequence[Path], kind: str) -> str:
+    names = [path.name for path in filenames]
+    close = difflib.get_close_matches(PurePosixPath(name).name, names, n=3, cutoff=0.4) or names[:3]
+    return f"no image {name!r} among the {len(names)} {kind}: did you mean {' or '.join(dict.fromkeys(close))}?"
+
+
+def unscaled(path: PurePath) -> PurePosixPath:
+    """nerfstudio keeps smaller copies of `images/` in `images_2/`, `images_4/`, ...: the same images."""
+    return PurePosixPath(*(re.sub(r"^images_\d+$", "images", part) for part in path.parts))
+
+
+def _mask_pixels(seed: Mask, folder: Path) -> Bool[np.ndarray, "height width"]:
+    path = folder / seed.file
+    if not path.is_file():
+        raise UserError(f"mask {path} of a seed in {seed.image} is missing: put the file back, or remove the seed")
+    values = read_label_map(path, (seed.height, seed.width)).numpy()
+    covered = values == seed.value
+    if not covered.any():
+        present = np.unique(values)
+        listed = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+        raise UserError(f"mask {path} has no pixel of value {seed.value}: found {listed}: give one of them")
+    return covered
+
+
+def _draw_stroke(
+    covered: Bool[np.ndarray, "height width"], start: tuple[int, int], end: tuple[int, int], radius: int
+) -> None:
+    """Sets the pixels of a line, and those whose centres are at most `radius` pixels from it."""
+    rows, columns = line(start[1], start[0], end[1], end[0])
+    covered[rows, columns] = True
+    if radius:
+        pieces = max(abs(end[0] - start[0]), abs(end[1] - start[1])) // _PIECE + 1
+        corners = np.linspace(start, end, pieces + 1)
+        for first, last in pairwise(corners):
+            _draw_near(covered, first, last, radius)
+
+
+def _draw_near(
+    covered: Bool[np.ndarray, "height width"], start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], radius: int
+) -> None:
+    """Sets the pixels whose centres are at most `radius` pixels from the line between two points (x, y)."""
+    size = (covered.shape[1], covered.shape[0])
+    low = np.clip(np.floor(np.minimum(start, end) - radius), 0, size).astype(int)
+    high = np.clip(np.ceil(np.maximum(start, end) + radius) + 1, 0, size).astype(int)
+    x, y = np.arange(low[0], high[0])[None, :] - start[0], np.arange(low[1], high[1])[:, None] - start[1]
+    along = end - start
+    share = np.clip((x * along[0] + y * along[1]) / max(float(along @ along), np.finfo(float).tiny), 0.0, 1.0)
+    distance = (x - share * along[0]) ** 2 + (y - share * along[1]) ** 2
+    covered[low[1] : high[1], low[0] : high[0]] |= distance <= radius**2
+
+
+def _whole_factor(large: tuple[int, int], small: tuple[int, int]) -> int | None:
+    """The k with `large` // k = `small` on both sides, if there is one."""
+    factor = min(large[0] // small[0], large[1] // small[1])
+    return factor if factor and (large[0] // factor, large[1] // factor) == tuple(small) else None

@@ -1,0 +1,274 @@
+"""The annotation file: read, written whole or not at all, shared by several programs, with undo."""
+
+import errno
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from jacobinerf_ns.annotations.changes import carry_over
+from jacobinerf_ns.annotations.schema import VERSION, Annotations
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.plain_errors import plain_errors
+
+ANNOTATIONS_NAME = "annotations.json"
+"""A run's own annotation file, beside its config.yml."""
+HISTORY = 200
+"""Changes that can be undone."""
+LOCK_SECONDS = 10.0
+"""How long a change waits for another program that is writing the same file."""
+MASK_FOLDER = "masks"
+"""Where index PNGs of mask seeds lie, beside the annotation file."""
+
+_REMEDY = "repair it, or move it away to start anew (it is not overwritten)"
+
+Change = Annotations | Callable[[Annotations], Annotations]
+"""New annotations, or a function that makes them from those at hand."""
+
+
+def read_annotations(path: Path) -> Annotations:
+    """The annotations in a file; none when there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, comes from a newer version, or contradicts itself.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Annotations()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected an annotation file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): {_REMEDY}") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path} has no version, expected an annotation file of version {VERSION}: {_REMEDY}")
+    if version > VERSION:
+        raise UserError(
+            f"{path} was made by a newer jacobinerf-ns: version {version}, expected at most {VERSION}: update this one"
+        )
+    with plain_errors(str(path)):
+        return Annotations.model_validate(content)
+
+
+def write_annotations(path: Path, annotations: Annotations) -> None:
+    """Writes the file whole, or leaves it as it was; a link is followed. Errors: `UserError` naming the file."""
+    try:
+        with atomic_write(Path(os.path.realpath(path))) as temporary:
+            temporary.write_text(annotations.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): {_remedy(error)}; what was there before is kept"
+        ) from error
+
+
+def adopt_mask(source: Path, folder: Path) -> str:
+    """Copies an index PNG beside an annotation file, and returns the name that a mask seed gives it.
+
+    A file of the same content is used again; one of the same name and other content is never overwritten.
+
+    Args:
+        source: the PNG.
+        folder: folder of the annotation file.
+
+    Raises:
+        UserError: `source` cannot be read, or the folder cannot be written.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"mask {source} cannot be read ({error.strerror}): expected an index PNG") from error
+    target, number = folder / MASK_FOLDER / source.name, 1
+    try:
+        while target.exists() and target.read_bytes() != content:
+            number += 1
+            target = target.with_name(f"{source.stem}-{number}{source.suffix}")
+        if not target.exists():
+            with atomic_write(target) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot write {target} ({error.strerror}): {_remedy(error)}") from error
+    return target.relative_to(folder).as_posix()
+
+
+class _Step(NamedTuple):
+    """A change that can be made again: what leads from `old` to `new`."""
+
+    old: Annotations
+    new: Annotations
+
+
+class AnnotationStore:
+    """The annotations of a file, for the threads of a program, while other programs may change the file too.
+
+    Everybody reads one immutable value. `problem` says what is wrong with the file when another program damaged it; the
+    last good value stays in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a file, which need not exist. Errors: those of `read_annotations`."""
+        self.path = Path(os.path.abspath(path))
+        self.problem: str | None = None
+        self._stamp = _stamp(self.path)
+        self._current = read_annotations(self.path)
+        self._revision = 0
+        self._undo: deque[_Step] = deque(maxlen=HISTORY)
+        self._redo: deque[_Step] = deque(maxlen=HISTORY)
+        # Readers must not wait for a writer that waits for another program: two locks.
+        self._state, self._writing = threading.Lock(), threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        """What the mask files of seeds are relative to."""
+        return self.path.parent
+
+    def snapshot(self) -> tuple[int, Annotations]:
+        """(revision, annotations): the revision grows with every change, so equal numbers mean equal annotations.
+
+        Costs one `stat`; the file is read again only when it has changed. Never raises because of the file.
+        """
+        with self._state:
+            stamp = _stamp(self.path)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                try:
+                    self._adopt(read_annotations(self.path))
+                except UserError as error:
+                    self.problem = str(error)
+            return self._revision, self._current
+
+    def change(self, new: Change, base: Annotations | None = None, remember: bool = True) -> Annotations:
+        """Makes a change, writes the file, and returns what it holds now.
+
+        Args:
+            new: a function from the annotations in the file, just read, to the new ones; it must not change this store.
+                Or new annotations: then what others changed since `base` stays.
+            base: the snapshot that new annotations were made from; none is the last one. A function needs none.
+            remember: whether `undo` takes it back; how things are looked at is no work to be lost.
+
+        Raises:
+            UserError: the file is damaged (it is left alone) or cannot be written, or the result is not valid.
+        """
+        with self._alone():
+            seen = base or self._current
+            before = self._read_again()
+            after = new(before) if callable(new) else carry_over(before, seen, new)
+            if after != before:
+                self._write(after)
+                if remember:
+                    self._undo.append(_Step(after, before))
+                    self._redo.clear()
+            return self._current
+
+    def undo(self) -> bool:
+        """Takes back the last change made here, and no other program's; False when there is none left.
+
+        Errors: `UserError`, as for `change`, or when what others added does not go without it.
+        """
+        return self._replay(self._undo, self._redo)
+
+    def redo(self) -> bool:
+        """Makes the change again that was undone last; False when there is none. Errors: those of `undo`."""
+        return self._replay(self._redo, self._undo)
+
+    def _replay(self, source: deque[_Step], target: deque[_Step]) -> bool:
+        with self._alone():
+            while source:
+                step, before = source[-1], self._read_again()
+                after = carry_over(before, step.old, step.new)
+                if after != before:
+                    self._write(after)
+                # What has gone from the file otherwise is no step that anybody would see.
+                source.pop()
+                if after != before:
+                    target.append(_Step(step.new, step.old))
+                    return True
+            return False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread and no other program changes the file meanwhile."""
+        with self._writing, _locked(Path(os.path.realpath(self.path))):
+            yield
+
+    def _read_again(self) -> Annotations:
+        fresh = read_annotations(self.path)
+        with self._state:
+            self._adopt(fresh)
+        return fresh
+
+    def _write(self, annotations: Annotations) -> None:
+        with plain_errors():
+            # Models can be put together without their checks; a file that cannot be read back must never be written.
+            checked = Annotations.model_validate_json(annotations.model_dump_json())
+        write_annotations(self.path, checked)
+        with self._state:
+            self._stamp = _stamp(self.path)
+            self._adopt(checked)
+
+    def _adopt(self, annotations: Annotations) -> None:
+        self.problem = None
+        if annotations != self._current:
+            self._current = annotations
+            self._revision += 1
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with the file's content: time, size and, since files are replaced whole, the inode."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keeps other programs from changing `path`; where files cannot be locked, goes on without.
+
+    The lock is a file of its own, since the annotation file is replaced by every change.
+    """
+    handle = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        # A folder that cannot be written: writing the file itself will say so.
+        pass
+    try:
+        if handle is not None:
+            _wait_for_lock(handle, path)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _wait_for_lock(handle: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path} has been locked by another program for {LOCK_SECONDS:g} seconds: end it, and try again"
+                ) from None
+            time.sleep(0.01)
+        except OSError:
+            return
+
+
+def _remedy(error: OSError) -> str:
+    return "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the folder writable"

@@ -1,0 +1,1 @@
+"""Simulated annotators, ours and rivals on the same pixels, and scores."""

@@ -1,0 +1,109 @@
+"""Ground truth of a single object: black-and-white pictures, of the object (masks) and of strokes on it (scribbles)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from jacobinerf_ns.annotations.rasterise import to_camera
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.index_maps import INDEX_MODES, centres
+from jacobinerf_ns.files.names import files_below
+
+_NEITHER = (0.1, 0.9)
+"""Shares of a mask's largest value between which a pixel is neither black nor white."""
+_SOFT = 0.1
+"""Share of such pixels up to which a picture still is a mask: smoothed or lossily saved borders."""
+
+
+def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
+    """White pixels of a mask in any format: those of more than half of its largest value (1, 255, a palette's colour).
+
+    Raises:
+        UserError: the file is missing, damaged or has too many values to be a mask, as a photograph has.
+    """
+    try:
+        with Image.open(path) as image:
+            whole = image.mode in INDEX_MODES and image.mode not in ("L", "P")
+            pixels = np.array(image if whole else image.convert("RGB").convert("L"), dtype=np.int64)
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"mask {path} cannot be read ({reason}): put an undamaged file there") from error
+    largest = pixels.max()
+    low, high = (share * largest for share in _NEITHER)
+    soft = float(((pixels > low) & (pixels < high)).mean())
+    if soft > _SOFT:
+        raise UserError(
+            f"{path} is no mask: {soft:.0%} of its pixels are neither black nor white: expected two values, "
+            "the object white"
+        )
+    return 2 * pixels > largest
+
+
+def mask_at(path: Path, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
+    """A mask at the size (height, width) of its image: the value under each pixel's centre.
+
+    Raises:
+        UserError: as of `read_mask`, or the mask has another aspect ratio.
+    """
+    mask = read_mask(path)
+    _check_aspect(path, mask, size)
+    rows, columns = (centres(found, wanted) for found, wanted in zip(mask.shape, size, strict=True))
+    return torch.from_numpy(mask[rows[:, None], columns[None, :]])
+
+
+def scribbles_at(paths: Sequence[Path], size: tuple[int, int]) -> Bool[Tensor, "height width"]:
+    """Pixels of an image of `size` (height, width) that a stroke touches: thin strokes on a larger copy survive.
+
+    Raises:
+        UserError: as of `mask_at`.
+    """
+    covered = np.zeros(size, dtype=bool)
+    for path in paths:
+        strokes = read_mask(path)
+        _check_aspect(path, strokes, size)
+        xy = np.argwhere(strokes)[:, ::-1]
+        x, y = to_camera(xy, (strokes.shape[1], strokes.shape[0]), (size[1], size[0])).T
+        covered[y, x] = True
+    return torch.from_numpy(covered)
+
+
+def find_scribbles(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Pictures of positive and of negative strokes, told apart by `pos` or `neg` in their names.
+
+    Args:
+        places: pictures, or folders of them; in a folder, pictures named otherwise are passed over.
+
+    Raises:
+        UserError: a place is missing, a picture's name says neither or both, or there are no positive strokes.
+    """
+    found: dict[str, list[Path]] = {"pos": [], "neg": []}
+    for place in places:
+        if not place.exists():
+            raise UserError(f"no such file or folder: {place}: give --scribbles pictures of strokes, or their folder")
+        for path in files_below(place) if place.is_dir() else [place]:
+            signs = [sign for sign in found if sign in path.stem.lower()]
+            if len(signs) == 1:
+                found[signs[0]].append(path)
+            elif signs or not place.is_dir():
+                raise UserError(
+                    f"scribbles {path}: expected 'pos' or 'neg' in the name, to say which strokes these are"
+                )
+    if not found["pos"]:
+        listed = ", ".join(map(str, places))
+        raise UserError(f"no positive scribbles in {listed}: expected a picture with 'pos' in its name")
+    return found["pos"], found["neg"]
+
+
+def _check_aspect(path: Path, mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> None:
+    try:
+        to_camera(np.zeros((0, 2), dtype=np.int64), (mask.shape[1], mask.shape[0]), (size[1], size[0]))
+    except UserError:
+        raise UserError(
+            f"mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), its image {size[1]}x{size[0]}: "
+            "expected the same aspect ratio"
+        ) from None

@@ -1,0 +1,101 @@
+"""Output folders that a long command fills file by file, so that it can be interrupted and go on later."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.atomic import write_json
+
+VERSION = 1
+REMEDY = "choose another --output-dir, or --overwrite"
+
+
+def claim_folder(
+    manifest: Path,
+    made_of: Mapping[str, Any],
+    files: Collection[str],
+    differences: Mapping[str, str],
+    overwrite: bool = False,
+) -> None:
+    """Makes sure that what lies in a folder and what is about to be written to it are parts of one result.
+
+    The manifest says what a result is made of. A new or empty folder gets one; in a folder with an equal one, files
+    that are there are finished and stay. With `overwrite`, the files of an earlier result go before its manifest does,
+    so that an interruption never leaves old files under a new manifest.
+
+    Args:
+        manifest: path of the manifest; its folder is the output folder.
+        made_of: what decides the content of the files; plain JSON values.
+        files: names, relative to the folder, of all files that may be written.
+        differences: for each key of `made_of`, in words, what a result with another value of it was made from.
+        overwrite: take away what is in the way.
+
+    Raises:
+        UserError: the folder holds another result or foreign files, or cannot be written.
+    """
+    folder = manifest.parent
+    earlier = _read_manifest(manifest, overwrite)
+    if overwrite:
+        _remove(folder, {*earlier.get("files", ()), *files})
+        earlier = {}
+    elif earlier:
+        _check_same(folder, earlier["made_of"], made_of, differences)
+    elif _holds_something(folder):
+        raise UserError(f"{folder} holds files that this command did not make: {REMEDY}")
+    content = {"version": VERSION, "made_of": dict(made_of), "files": sorted({*earlier.get("files", ()), *files})}
+    if content != earlier:
+        write_json(manifest, content, overwrite=True)
+
+
+def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
+    """The manifest of an earlier run; empty where there is none, or where it is damaged and overwritten anyway."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError):
+        content = None
+    if isinstance(content, dict) and content.get("version") == VERSION and isinstance(content.get("made_of"), dict):
+        files = content.get("files")
+        if isinstance(files, list) and all(_stays_inside(name) for name in files):
+            return content
+    if overwrite:
+        return {}
+    raise UserError(f"{path} is damaged or made by another version: {REMEDY}")
+
+
+def _stays_inside(name: Any) -> bool:
+    """What is deleted by name must not lie outside of the folder, whatever a damaged manifest says."""
+    return isinstance(name, str) and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def _check_same(
+    folder: Path, earlier: Mapping[str, Any], made_of: Mapping[str, Any], differences: Mapping[str, str]
+) -> None:
+    other = [words for key, words in differences.items() if earlier.get(key) != made_of[key]]
+    if other:
+        raise UserError(f"{folder} was made from {' and '.join(other)}: {REMEDY}")
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is anything but hidden files, which file managers leave behind."""
+    try:
+        return any(not path.name.startswith(".") for path in folder.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be used as a folder ({error.strerror}): choose another --output-dir"
+        ) from error
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    for name in sorted(names):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be removed ({error.strerror}): {REMEDY}") from error

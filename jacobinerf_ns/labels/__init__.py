@@ -1,0 +1,1 @@
+"""From annotations and a field to what a view shows of them."""

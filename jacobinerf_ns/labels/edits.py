@@ -1,0 +1,156 @@
+"""Recolour, remove, extract: pictures of a changed scene from untouched weights.
+
+Letters of `jacobian.py`, and m [rays samples] how much a sample belongs to an edit's label, 0..1. Every edit is a delta
+on what the field answers (pre-sigmoid colours, density), never on its weights: edits do not wear each other out.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from nerfstudio.cameras.rays import RayBundle
+from torch import Tensor
+
+from jacobinerf_ns.annotations.schema import Edit
+from jacobinerf_ns.core import jacobian
+from jacobinerf_ns.core.propagation import label_responses
+from jacobinerf_ns.labels.responses import LabelSnapshot, rgb_directions
+from jacobinerf_ns.labels.traces import Traced
+
+RECOLOUR_LOGITS = 4.0
+"""Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""
+SOFTNESS = 0.03
+"""Width of the border of a label between samples, in units of response: a hard one flickers."""
+LAYERS = 3
+"""How often a ray may look behind what was removed."""
+SEE_THROUGH = 0.05
+"""Share of a ray's light that has to be left over for a look behind."""
+HALF = 0.5
+"""Share of a sample's density from which on it counts as removed."""
+WHITE = 1.0
+
+
+class Edited(NamedTuple):
+    """A ray's edited samples, before anything stands behind them."""
+
+    colour: Float[Tensor, "rays 3"]
+    left: Float[Tensor, "rays 1"]
+    """Share of light that passes all samples."""
+    removed: Float[Tensor, "rays samples"]
+    """How much of each sample's density is gone, 0..1."""
+
+
+def edited_colour(
+    trace: Callable[[RayBundle], Traced], ray_bundle: RayBundle, traced: Traced, snapshot: LabelSnapshot
+) -> Float[Tensor, "rays 3"]:
+    """Colour of rays under all edits of the snapshot.
+
+    Samples crowd around the first surface. Where that surface is removed, the ray is traced again from behind it, so
+    that what it hid is seen as well as the field knows it. Behind an extracted part is white.
+
+    Args:
+        trace: queries the field; rays that have a near bound keep it.
+        ray_bundle: the rays.
+        traced: their first query.
+        snapshot: labels and edits.
+    """
+    if not snapshot.edits:
+        return traced.outputs["rgb"]
+    first = _edit_samples(traced, snapshot)
+    colour, left = first.colour, first.left
+    extracts = any(edit.kind == "extract" for edit in snapshot.edits)
+    layer, rays, current, indices = first, ray_bundle, traced, torch.arange(len(colour), device=colour.device)
+    for _ in range(LAYERS):
+        again = _looks_behind(layer, left[indices])
+        if not bool(again.any()):
+            break
+        indices, rays = indices[again], _rays_behind(rays[again], current, layer, again)
+        current = trace(rays)
+        layer = _edit_samples(current, snapshot)
+        colour = colour.index_add(0, indices, left[indices] * layer.colour)
+        left = left.index_copy(0, indices, left[indices] * layer.left)
+    return (colour + left * _behind_everything(colour, left, traced, extracts)).clamp(0.0, 1.0)
+
+
+def _behind_everything(
+    colour: Float[Tensor, "rays 3"], left: Float[Tensor, "rays 1"], traced: Traced, extracts: bool
+) -> Float[Tensor, "rays 3"]:
+    """Behind an extracted part is white; elsewhere what little light is left takes the colour that the rest has."""
+    if extracts:
+        return torch.full_like(colour, WHITE)
+    seen = 1.0 - left
+    return torch.where(seen > SEE_THROUGH, colour / seen.clamp(min=SEE_THROUGH), traced.outputs["rgb"])
+
+
+def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
+    shift, kept = torch.zeros_like(traced.logits), torch.ones_like(traced.weights)
+    found, ids = _sample_responses(traced, snapshot), [label.id for label in snapshot.labels]
+    for edit in snapshot.edits:
+        position = ids.index(edit.label)
+        mine = membership(found, position, snapshot.config.threshold)
+        if edit.kind == "recolour":
+            shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
+        elif edit.kind == "remove":
+            kept = kept * (1.0 - edit.strength * mine)
+        else:
+            kept = kept * (1.0 - edit.strength * (1.0 - mine))
+    samples = traced.trace.ray_samples
+    weights = samples.get_weights(traced.trace.density * kept[..., None])[..., 0]
+    colours = torch.sigmoid(traced.logits + shift)
+    removed = 1.0 - kept
+    if traced.background == "last_sample":
+        # Light that nothing stops shows the last sample, unless an edit has opened the way to what is behind.
+        closed = removed.amax(-1, keepdim=True) <= HALF
+        weights = torch.where(closed, jacobian.effective_weights(weights, "last_sample"), weights)
+    left = 1.0 - weights.sum(-1, keepdim=True)
+    return Edited((weights[..., None] * colours).sum(-2), left.clamp(min=0.0), removed)
+
+
+def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
+    prototypes = snapshot.prototypes
+    directions = rgb_directions(traced, prototypes.vectors)
+    cosines = jacobian.sample_cosine(traced.trace.colours.float(), traced.trace.activations.float(), directions)
+    found = label_responses(cosines.flatten(0, 1), prototypes, len(snapshot.labels))
+    return found.view(*traced.weights.shape, -1)
+
+
+def membership(
+    found: Float[Tensor, "rays samples labels"], position: int, threshold: float
+) -> Float[Tensor, "rays samples"]:
+    """m: samples whose response to a label is above the threshold and above that to every other label."""
+    others = found.clone()
+    others[..., position] = threshold
+    return torch.sigmoid((found[..., position] - others.amax(-1)) / SOFTNESS)
+
+
+def _recolouring(
+    traced: Traced, snapshot: LabelSnapshot, edit: Edit, position: int
+) -> Float[Tensor, "rays samples channels"]:
+    """Shift of z along the label's direction G, its channels scaled by the wanted colour (paper, section 4.4).
+
+    G is the mean of the label's prototypes; G a is divided by the lengths of both, so that bright and dark samples move
+    alike and the strength means the same in every scene.
+    """
+    chosen = (snapshot.prototypes.labels == position) & snapshot.prototypes.positive
+    mean = rgb_directions(traced, snapshot.prototypes.vectors[chosen]).mean(dim=(0, 1))
+    activations = traced.trace.activations.float()
+    lengths = (activations.norm(dim=-1) * mean.norm()).clamp(min=jacobian.NORM_EPS)
+    aligned = (activations @ mean) / lengths
+    gain = 2.0 * torch.tensor(edit.colour, device=mean.device) / 255.0 - 1.0
+    return RECOLOUR_LOGITS * edit.strength * aligned[..., None] * gain
+
+
+def _looks_behind(layer: Edited, left: Float[Tensor, "rays 1"]) -> Bool[Tensor, "rays"]:
+    return (left[:, 0] > SEE_THROUGH) & (layer.removed.amax(-1) > HALF)
+
+
+def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Bool[Tensor, "rays"]) -> RayBundle:
+    """The same rays, beginning behind the last sample that was removed and had light to give."""
+    frustums = traced.trace.ray_samples.frustums
+    gone = (layer.removed[again] > HALF) & (traced.weights[again] > SEE_THROUGH / traced.weights.shape[-1])
+    ends = torch.where(gone, frustums.ends[again][..., 0], frustums.starts[again][..., :1, 0])
+    exits = ends.amax(-1, keepdim=True)
+    fars = frustums.ends[again][:, -1]
+    return replace(rays, nears=torch.minimum(exits, 0.999 * fars), fars=fars)

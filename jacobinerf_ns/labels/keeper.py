@@ -1,0 +1,265 @@
+"""Keeps the labels that a model renders in step with the annotation file and with the weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from jacobinerf_ns.annotations.rays import SeedRays
+from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.annotations.store import AnnotationStore
+from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.core.propagation import (
+    CENTRES_FIT,
+    PropagationConfig,
+    Prototypes,
+    Seeds,
+    centre_shares,
+    centres_fit,
+    label_responses,
+    select_prototypes,
+)
+from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prototypes
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.labels.responses import LabelSnapshot, Mark, SurfacePool, prototype_responses
+from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
+from jacobinerf_ns.labels.tracer import in_eval_mode
+from jacobinerf_ns.labels.traces import Piece, surface_points
+from jacobinerf_ns.model import JacobiNeRFModel
+
+POOL_RAYS = 8192
+"""Random training pixels that refined prototypes are averaged over."""
+FEW_SEEDS = 128
+"""Seeds up to which each is averaged with its surroundings and refined; masks need neither."""
+SHOWN_BY = ("threshold", "void_below")
+"""Settings that need no new prototypes."""
+
+
+class _Built(NamedTuple):
+    made_of: tuple
+    prototypes: Prototypes
+    centres: Prototypes | None
+    scale: Tensor | None
+    pool: SurfacePool | None
+    marks: tuple[Mark, ...]
+
+
+class _Surface(NamedTuple):
+    """Random training pixels, rendered."""
+
+    version: tuple
+    vectors: Tensor
+    tree: KDTree
+    """Of their surface points."""
+
+
+class FixedAnnotations:
+    """Stands in for an annotation file where its labels must not change: in a long command, and in evaluation."""
+
+    problem = None
+
+    def __init__(self, annotations: Annotations, folder: Path) -> None:
+        """`folder` is what the mask files of seeds are relative to."""
+        self._annotations, self.folder = annotations, folder
+
+    def snapshot(self) -> tuple[int, Annotations]:
+        """Always the same."""
+        return 0, self._annotations
+
+
+class LabelKeeper:
+    """Answers with the current `LabelSnapshot`; renders seeds only when seeds, their treatment or weights changed."""
+
+    def __init__(
+        self,
+        store: AnnotationStore | FixedAnnotations,
+        model: JacobiNeRFModel,
+        seed_rays: Callable[[Annotations, Path], SeedRays],
+        random_rays: Callable[[int], RayBundle],
+    ) -> None:
+        """`seed_rays` turns annotations and their masks' folder into rays, `random_rays` draws training pixels."""
+        self.store = store
+        self.needs_surface = True
+        """Refuse labels none of whose seeds hits a surface; otherwise take every seed as it is."""
+        self.problem: str | None = None
+        """Why the current annotations cannot be shown; the last ones that could are."""
+        self._model, self._random_rays = model, random_rays
+        self._traces = SeedTraces(model, seed_rays)
+        self._built: _Built | None = None
+        self._snapshot: LabelSnapshot | None = None
+        self._surface_pixels: _Surface | None = None
+
+    def __call__(self) -> LabelSnapshot | None:
+        """Labels for a frame; None while there are none. Never raises for what a user did: `problem` says it.
+
+        Seeds that hit nothing are left out; where the file cannot be shown at all, the last good labels stay.
+        """
+        annotations, problem = self.store.snapshot()[1], None
+        try:
+            self._snapshot = self._make(annotations)
+            problem = None if self._snapshot is None else _without_surface(annotations, self._snapshot.marks)
+        except UserError as error:
+            problem = str(error)
+        self.problem = self.store.problem or problem
+        return self._snapshot
+
+    def current(self) -> LabelSnapshot | None:
+        """Labels as the file has them now. Errors: `UserError` for seeds that cannot be found or hit nothing."""
+        annotations = self.store.snapshot()[1]
+        snapshot = self._make(annotations)
+        problem = None if snapshot is None else _without_surface(annotations, snapshot.marks)
+        if problem is not None and self.needs_surface:
+            raise UserError(problem)
+        return snapshot
+
+    def _make(self, annotations: Annotations) -> LabelSnapshot | None:
+        if not annotations.labels:
+            return None
+        view, ids = annotations.view, [label.id for label in annotations.labels]
+        built = self._build(annotations)
+        return LabelSnapshot(
+            labels=annotations.labels,
+            prototypes=built.prototypes,
+            centres=built.centres,
+            config=view.propagation,
+            scale=built.scale,
+            pool=built.pool,
+            selected=0 if view.selected is None else ids.index(view.selected),
+            opacity=view.opacity,
+            edits=tuple(edit for edit in annotations.edits if annotations.seeds_of(edit.label)),
+            marks=built.marks,
+        )
+
+    def _build(self, annotations: Annotations) -> _Built:
+        defaults = {name: getattr(PropagationConfig(), name) for name in SHOWN_BY}
+        treatment = replace(annotations.view.propagation, **defaults)
+        ids = tuple(label.id for label in annotations.labels)
+        made_of = (annotations.seeds, ids, treatment, self._model.weights_version)
+        if self._built is None or self._built.made_of != made_of:
+            self._built = _Built(made_of, *self._render_seeds(annotations))
+        return self._built
+
+    @torch.no_grad()
+    def _render_seeds(
+        self, annotations: Annotations
+    ) -> tuple[Prototypes, Prototypes | None, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
+        config, count = annotations.view.propagation, len(annotations.labels)
+        with in_eval_mode(self._model):
+            traces = self._traces.of(annotations, self.store.folder)
+            hits = [trace.hit if self.needs_surface else torch.ones_like(trace.hit) for trace in traces]
+            seeds = _seeds(annotations, traces, hits, self._model.device)
+            prototypes = select_prototypes(seeds, config)
+            centres = None
+            # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
+            if config.refine > 0 and len(seeds.labels[seeds.positive].unique()) > 1:
+                if len(seeds.vectors) <= FEW_SEEDS:
+                    prototypes = self._refined(annotations, seeds, hits, config)
+                elif config.response == "cosine" and config.prototypes == "all":
+                    means = select_prototypes(seeds, replace(config, prototypes="mean"))
+                    refined = refine_prototypes(means, self._surface().vectors, config.refine)
+                    centres = refined if centres_fit(refined, seeds) >= CENTRES_FIT else None
+            scale = None
+            if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
+                rays = [ray for trace, hit in zip(traces, hits, strict=True) for ray in self._hits(trace, hit)]
+                scale = _own_responses(
+                    [Piece(self._model.trace(part)) for part in rays], seeds, prototypes, config, count
+                )
+            smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
+            pool = self._smoothing(prototypes, centres, config, count) if smooths else None
+            return prototypes, centres, scale, pool, _marks(annotations, traces)
+
+    def _refined(
+        self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
+    ) -> Prototypes:
+        """Prototypes of a few seeds, moved to what of the scene is clearly nearest to them."""
+        around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
+        grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
+        starts = [select_prototypes(start, config) for start in (grown, seeds)]
+        return clearest_refinement(starts, self._surface().vectors, config.refine)
+
+    def _hits(self, trace: SeedTrace, hit: Tensor) -> list[RayBundle]:
+        return self._model.chunks(trace.rays[hit.to(trace.rays.origins.device)])
+
+    def _surface(self) -> _Surface:
+        """Surface points of random training pixels and their Jacobians; once per weights."""
+        version = self._model.weights_version
+        if self._surface_pixels is None or self._surface_pixels.version != version:
+            traces = [self._model.trace(chunk) for chunk in self._model.chunks(self._random_rays(POOL_RAYS))]
+            points = torch.cat([surface_points(traced) for traced in traces])
+            vectors = torch.cat([traced.jacobians for traced in traces])
+            tree = KDTree(points.cpu().numpy())
+            self._surface_pixels = _Surface(version, vectors, tree)
+        return self._surface_pixels
+
+    def _smoothing(
+        self, prototypes: Prototypes, centres: Prototypes | None, config: PropagationConfig, count: int
+    ) -> SurfacePool:
+        surface = self._surface()
+        similarity = cosine_response(surface.vectors, prototypes.vectors)
+        leaning = None
+        if centres is not None:
+            leaning = centre_shares(cosine_response(surface.vectors, centres.vectors), centres, count)
+        found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature, leaning)
+        return SurfacePool(surface.tree, surface.vectors, found)
+
+
+def _seeds(
+    annotations: Annotations, traces: Sequence[SeedTrace], hits: Sequence[Tensor], device: torch.device
+) -> Seeds:
+    """All rays of seeds that count."""
+    if not traces:
+        nothing = torch.zeros(0, dtype=torch.bool, device=device)
+        empty = torch.zeros(0, 1, device=device)
+        return Seeds(empty, nothing.long(), nothing, empty[:, 0])
+    positions = {label.id: position for position, label in enumerate(annotations.labels)}
+    counts = torch.tensor([int(hit.sum()) for hit in hits])
+
+    def each(values: list) -> Tensor:
+        return torch.tensor(values).repeat_interleave(counts).to(device)
+
+    return Seeds(
+        torch.cat([trace.vectors[hit] for trace, hit in zip(traces, hits, strict=True)]),
+        each([positions[seed.label] for seed in annotations.seeds]),
+        each([not seed.negative for seed in annotations.seeds]),
+        torch.cat([trace.weights[hit] for trace, hit in zip(traces, hits, strict=True)]),
+    )
+
+
+def _marks(annotations: Annotations, traces: Sequence[SeedTrace]) -> tuple[Mark, ...]:
+    marks = []
+    for seed, trace in zip(annotations.seeds, traces, strict=True):
+        points = trace.points[trace.hit] if bool(trace.hit.any()) else trace.points
+        nearest = int((points - points.mean(0)).norm(dim=-1).argmin())
+        x, y, z = points[nearest].tolist()
+        marks.append(Mark(seed, (x, y, z), bool(trace.hit.any())))
+    return tuple(marks)
+
+
+def _without_surface(annotations: Annotations, marks: Sequence[Mark]) -> str | None:
+    """What is to be said where a label has seeds and none of them hits anything."""
+    for label in annotations.labels:
+        mine = [mark.hit for mark in marks if mark.seed.label == label.id and not mark.seed.negative]
+        if mine and not any(mine):
+            return (
+                f"no seed of label {label.name!r} hits a surface ({len(mine)} tried, all in the background or "
+                "sky): click on the object"
+            )
+    return None
+
+
+def _own_responses(
+    pieces: Sequence[Piece], seeds: Seeds, prototypes: Prototypes, config: PropagationConfig, count: int
+) -> Tensor:
+    """How strongly each label's seeds answer to its own prototypes: what a raw response is measured against."""
+    rows = torch.cat([prototype_responses(piece, prototypes.vectors, config) for piece in pieces])
+    scale = rows.new_ones(count)
+    for position in seeds.labels[seeds.positive].unique().tolist():
+        mine = (seeds.labels == position) & seeds.positive
+        own = (prototypes.labels == position) & prototypes.positive
+        scale[position] = rows[mine][:, own].amax(-1).mean()
+    return scale

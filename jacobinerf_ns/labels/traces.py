@@ -1,0 +1,118 @@
+"""What one field query leaves behind, and the part of it that is kept of whole views.
+
+Letters of `jacobian.py`.
+"""
+
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from jacobinerf_ns.core import jacobian
+from jacobinerf_ns.core.jacobian import Background
+from jacobinerf_ns.core.refinement import alike_shares
+from jacobinerf_ns.field import FieldTrace
+
+
+class Traced(NamedTuple):
+    """One field query, and what its samples were."""
+
+    outputs: dict[str, Tensor]
+    """The model's own outputs, flat over rays."""
+    trace: FieldTrace
+    weights: Float[Tensor, "rays samples"]
+    """Rendering weights w, float32."""
+    jacobians: Float[Tensor, "rays dims"]
+    """Over the shaped layers."""
+    logits: Float[Tensor, "rays samples channels"]
+    """Pre-sigmoid colours z, float32."""
+    background: Background
+
+
+class Piece:
+    """Rays as they were rendered once: all that labels are answered from, in vectors that are kept with ease.
+
+    Only exact and per-sample raw responses and edits need the samples themselves, which take many times the memory.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        self.outputs = traced.outputs
+        self.samples: Traced | None = traced
+        self._near: tuple[KDTree, Tensor, Tensor] | None = None
+
+    @cached_property
+    def lengths(self) -> Float[Tensor, "rays 1"]:
+        """‖J‖."""
+        return self._traced.jacobians.norm(dim=-1, keepdim=True)
+
+    @cached_property
+    def jacobians(self) -> Float[Tensor, "rays dims"]:
+        """J/‖J‖ over the shaped layers."""
+        return F.normalize(self._traced.jacobians, dim=-1, eps=jacobian.NORM_EPS)
+
+    @cached_property
+    def means(self) -> Float[Tensor, "rays dims"]:
+        """Mean unit Jacobians of the samples over the RGB layer, from which resonance in 3D is taken."""
+        traced = self._traced
+        colours, activations = traced.trace.colours.float(), traced.trace.activations.float()
+        return jacobian.mean_direction(traced.weights, colours, activations, traced.background).flatten(1)
+
+    @cached_property
+    def points(self) -> Float[Tensor, "rays 3"]:
+        """Where the rays hit, scene units."""
+        return surface_points(self._traced)
+
+    def light(self) -> "Piece":
+        """The same without its samples."""
+        for part in (self.lengths, self.jacobians, self.means, self.points):
+            assert part is not None
+        return self._with(None)
+
+    def compact(self) -> "Piece":
+        """The same without what of its samples nothing is made of."""
+        samples = self.samples
+        return self._with(None if samples is None else samples._replace(trace=replace(samples.trace, inputs=None)))
+
+    def _with(self, samples: Traced | None) -> "Piece":
+        other = copy(self)
+        other.samples = samples
+        return other
+
+    def neighbours(
+        self, tree: KDTree, vectors: Float[Tensor, "points dims"], count: int
+    ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
+        """The nearest points of a tree and their `alike_shares`; found once, since neither depends on labels."""
+        if self._near is None or self._near[0] is not tree:
+            _, found = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
+            indices = torch.from_numpy(found).to(vectors.device)
+            self._near = (tree, indices, alike_shares(self.jacobians, vectors[indices]))
+        return self._near[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the piece keeps alive."""
+        own = [*self.outputs.values(), self.lengths, self.jacobians, self.means, self.points]
+        if self.samples is not None:
+            trace = self.samples.trace
+            own += [self.samples.weights, self.samples.logits, self.samples.jacobians, trace.density, trace.colours]
+            # Of the samples' places, directions and origins are one per ray, expanded: only their ends take room.
+            own += [trace.activations, trace.ray_samples.frustums.starts, trace.ray_samples.frustums.ends]
+        return sum(tensor.nbytes for tensor in own if isinstance(tensor, Tensor))
+
+    @property
+    def _traced(self) -> Traced:
+        assert self.samples is not None, "the samples were dropped"
+        return self.samples
+
+
+def surface_points(traced: Traced) -> Float[Tensor, "rays 3"]:
+    """Where rays hit, by median depth, in scene units."""
+    frustums = traced.trace.ray_samples.frustums
+    return frustums.origins[:, 0] + frustums.directions[:, 0] * traced.outputs["depth"]

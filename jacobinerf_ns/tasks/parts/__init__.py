@@ -1,0 +1,1 @@
+"""Labels in 3D: point clouds and meshes."""

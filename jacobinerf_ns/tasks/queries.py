@@ -1,0 +1,176 @@
+"""DFF's queries: where in a view is something like this pixel, this box, or this picture?
+
+A query is one vector in the teacher's space; a view answers with the cosine of its distilled features to it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from jacobinerf_ns.annotations.formats.base import label_file_names
+from jacobinerf_ns.annotations.rasterise import find_image, spread, to_camera
+from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positions, sample
+from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.pictures import heat_map
+from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+from jacobinerf_ns.tasks.photo_files import check_capture_is_safe
+from jacobinerf_ns.tasks.photos import Photo
+
+HEAT_MAPS, MASKS = "heat_maps", "masks"
+"""Folders of the answers."""
+MAX_PIXELS = 1024
+"""Pixels of a box that a query is made of; of more, some that are spread evenly over it."""
+
+Box = tuple[int, int, int, int]
+"""x0 y0 x1 y1 in pixels (column, row): two opposite corners, both inside."""
+
+
+def box_pixels(box: Box, size: tuple[int, int], name: str) -> Int[np.ndarray, "pixels 2"]:
+    """At most `MAX_PIXELS` (x, y) pixels of a box in an image of `size` (height, width).
+
+    Raises:
+        UserError: a corner lies outside of the image, which `name` names.
+    """
+    height, width = size
+    for x, y in (box[:2], box[2:]):
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(
+                f"pixel ({x}, {y}) is outside of {name}, which is {width}x{height} pixels (width x height): "
+                f"expected x in 0..{width - 1} and y in 0..{height - 1}"
+            )
+    (left, right), (top, bottom) = sorted(box[::2]), sorted(box[1::2])
+    columns, rows = np.meshgrid(np.arange(left, right + 1), np.arange(top, bottom + 1))
+    return spread(np.stack([columns.ravel(), rows.ravel()], axis=1), MAX_PIXELS)
+
+
+def query_of_photo(
+    model: JacobiNeRFModel, feature_field: FeatureField, photos: Sequence[Photo], name: str, box: Box
+) -> Float[Tensor, "features"]:
+    """Query by a box of a photo, in pixels of the original.
+
+    Errors: `UserError` for an unknown photo, a box outside of it, or one that sees nothing.
+    """
+    photo = photos[find_image(name, [photo.path for photo in photos])]
+    (height, width), camera = photo.size, photo.camera
+    pixels = box_pixels(box, photo.size, photo.name)
+    mapped = to_camera(pixels, (width, height), (int(camera.width), int(camera.height)))
+    return query_of_pixels(model, feature_field, camera, np.unique(mapped, axis=0))
+
+
+@torch.no_grad()
+def query_of_pixels(
+    model: JacobiNeRFModel, feature_field: FeatureField, camera: Cameras, pixels: Int[np.ndarray, "pixels 2"]
+) -> Float[Tensor, "features"]:
+    """Mean direction of the distilled features at (x, y) pixels of a camera. The model has to be in eval mode.
+
+    Errors: `UserError` where the pixels see nothing.
+    """
+    coords = torch.from_numpy(pixels[:, ::-1] + 0.5).float()
+    rays = camera.generate_rays(camera_indices=torch.zeros(len(pixels), 1, dtype=torch.long), coords=coords)
+    parts = [feature_field.rendered(model.trace(chunk)) for chunk in model.chunks(rays)]
+    return _mean_direction(torch.cat(parts), "the pixels that were named see nothing: choose others")
+
+
+def query_of_picture(extractor: Extractor, path: Path, box: Box | None = None) -> Float[Tensor, "features"]:
+    """Mean direction of the teacher's features of any image file, or of a box in it, on the CPU.
+
+    Errors: `UserError` for a file that is no image or that the teacher cannot serve, or a box outside of it.
+    """
+    width, height = load_rgb(path).size
+    pixels = box_pixels(box or (0, 0, width - 1, height - 1), (height, width), path.name)
+    frame = Frame(0, path, (height, width))
+    extractor.check([frame])
+    where = pixel_positions(torch.from_numpy(pixels[:, ::-1].copy()), torch.tensor([[height, width]]))
+    features = sample(extractor.extract(frame), where.float())
+    return _mean_direction(features, f"the teacher sees nothing in {path}: choose another picture or box")
+
+
+@torch.no_grad()
+def view_similarity(
+    model: JacobiNeRFModel, feature_field: FeatureField, camera: Cameras, query: Float[Tensor, "features"]
+) -> Float[Tensor, "height width"]:
+    """Cosine, −1..1, of a view's distilled features to a query, on the CPU. The model has to be in eval mode."""
+    rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
+    direction = query.to(model.device)[None]
+    chunks = model.chunks(rays.flatten())
+    parts = [cosine_response(feature_field.rendered(model.trace(chunk)), direction) for chunk in chunks]
+    return torch.cat(parts).view(rays.origins.shape[:2]).cpu()
+
+
+class AnswerFiles(NamedTuple):
+    """The files that say where in a photo something like the query is, at the photo's original size."""
+
+    photo: Photo
+    heat_map: Path
+    """Cosine to the query as a Turbo heat map: blue 0 or less, red 1."""
+    mask: Path
+    """White where the cosine reaches the threshold, else black."""
+
+
+def plan_answers(photos: Sequence[Photo], folder: Path, overwrite: bool) -> list[AnswerFiles]:
+    """The files of each photo, named as the photo is.
+
+    Raises:
+        UserError: one is there already and not to be overwritten, belongs to the capture, or photos share a name.
+    """
+    names = label_file_names([photo.name for photo in photos], ".png")
+    planned = [
+        AnswerFiles(photo, folder / HEAT_MAPS / name, folder / MASKS / name)
+        for photo, name in zip(photos, names, strict=True)
+    ]
+    paths = [path for files in planned for path in (files.heat_map, files.mask)]
+    check_capture_is_safe(folder, paths, photos)
+    there = [] if overwrite else [path for path in paths if path.exists()]
+    if there:
+        raise UserError(f"{there[0]} is there already: choose another --output-dir, or --overwrite")
+    return planned
+
+
+def write_answers(
+    model: JacobiNeRFModel,
+    feature_field: FeatureField,
+    query: Float[Tensor, "features"],
+    planned: Sequence[AnswerFiles],
+    threshold: float,
+) -> int:
+    """Renders every photo's view and writes its files; gives the number of views with anything above the threshold.
+
+    Errors: `UserError` for a folder that cannot be written to.
+    """
+    found = 0
+    for files in track(planned, description="Answering"):
+        values = at_photo_size(view_similarity(model, feature_field, files.photo.camera, query), files.photo.size)
+        mask = (values >= threshold).to(torch.uint8) * 255
+        found += bool(mask.any())
+        picture = (heat_map(values) * 255).round().to(torch.uint8)
+        for path, pixels in ((files.heat_map, picture), (files.mask, mask)):
+            with writing(path, overwrite=True) as temporary:
+                Image.fromarray(pixels.numpy()).save(temporary)
+    return found
+
+
+def at_photo_size(values: Float[Tensor, "rows columns"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
+    """Values resampled, bilinearly between pixel centres, to a photo of `size` (height, width)."""
+    if tuple(values.shape) == tuple(size):
+        return values
+    return F.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _mean_direction(vectors: Float[Tensor, "pixels features"], nothing: str) -> Float[Tensor, "features"]:
+    """Mean of the unit vectors, so that a strong feature has no more say. Errors: `UserError`, all are zero."""
+    mean = F.normalize(vectors.float(), dim=-1, eps=NORM_EPS).mean(dim=0)
+    if not bool(mean.norm() > NORM_EPS):
+        raise UserError(nothing)
+    return mean

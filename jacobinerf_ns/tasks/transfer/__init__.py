@@ -1,0 +1,1 @@
+"""Labels of one capture, found in another."""
