@@ -15,6 +15,7 @@ from jacobinerf_ns.annotations.formats.coco import write_coco
 from jacobinerf_ns.annotations.formats.labelme import write_labelme
 from jacobinerf_ns.annotations.formats.png import write_index_png, write_legend
 from jacobinerf_ns.annotations.formats.seeds_io import Format, export_seeds, import_seeds
+from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import read_label_map
@@ -275,6 +276,21 @@ def test_export_takes_positive_seeds_at_the_original_size_and_the_later_wins(tmp
         elif size == (2, 3):
             expected[1, 2] = 300  # The centre of the small pixel (2, 1) is the corner of the large pixel (5, 3).
         assert read_label_map(path, size).tolist() == expected.tolist()
+
+
+def test_export_from_a_smaller_copy_takes_the_pixels_that_its_rays_mean(tmp_path: Path) -> None:
+    """Copies leave out what does not fill a pixel at the far edge: 499 rows of 4 pixels each cover 1996 of 1999."""
+    where: dict[str, Any] = {"image": "a.jpg", "width": 3, "height": 499}
+    rows = (0, 250, 400, 498)
+    seeds = tuple(Box(label=7, corner=(0, row), opposite=(2, row), **where) for row in rows)
+    annotations = Annotations(labels=LABELS, seeds=seeds)
+    (path,) = export_seeds(
+        annotations, lambda seed: pixels_of(seed, tmp_path), tmp_path / "out", "png", {"a.jpg": (1999, 12)}
+    )
+    covered = read_label_map(path, (1999, 12)).numpy()[:, 0] == 7
+    pixels = np.stack([np.zeros(1999, dtype=int), np.arange(1999)], axis=1)
+    assert covered.tolist() == np.isin(to_camera(pixels, (12, 1999), (3, 499))[:, 1], rows).tolist()
+    assert np.flatnonzero(covered)[4:8].tolist() == [1000, 1001, 1002, 1003]
 
 
 def test_export_overwrites_nothing_and_needs_a_seed(tmp_path: Path) -> None:

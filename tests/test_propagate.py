@@ -27,12 +27,13 @@ from jacobinerf_ns.core.propagation import PAPER, PropagationConfig
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks import photo_files
-from jacobinerf_ns.tasks.masks import PropagateSettings, at_size, choose_annotations, propagate
+from jacobinerf_ns.tasks.masks import PropagateSettings, choose_annotations, propagate
 from jacobinerf_ns.tasks.photos import Photo, list_photos
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
@@ -579,9 +580,9 @@ def test_two_photos_of_one_stem_and_taken_names(tmp_path: Path):
 
 def test_each_pixel_gets_the_id_under_its_centre():
     # 5 pixels at half the size are 2, and the last one, which filled none, takes its neighbour's id.
-    assert at_size(np.array([[1, 2]]), (2, 5)).tolist() == [[1, 1, 2, 2, 2]] * 2
-    assert at_size(np.array([[1, 2], [3, 4]]), (2, 2)).tolist() == [[1, 2], [3, 4]]
-    assert at_size(np.arange(6).reshape(2, 3), (4, 6))[3].tolist() == [3, 3, 4, 4, 5, 5]
+    assert resample(np.array([[1, 2]]), (2, 5)).tolist() == [[1, 1, 2, 2, 2]] * 2
+    assert resample(np.array([[1, 2], [3, 4]]), (2, 2)).tolist() == [[1, 2], [3, 4]]
+    assert resample(np.arange(6).reshape(2, 3), (4, 6))[3].tolist() == [3, 3, 4, 4, 5, 5]
 
 
 def test_the_command_says_what_it_wrote(config_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,10 +12,8 @@ from skimage.draw import line
 
 from jacobinerf_ns.annotations.schema import Box, Click, InImage, Mask, Scribble, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.grids import is_scaled, pixels_under
 from jacobinerf_ns.files.index_maps import read_label_map
-
-ASPECT_TOLERANCE = 0.02
-"""Largest relative difference of aspect ratios at which two sizes still count as one image, scaled."""
 
 _Z_ORDER_BITS = 16
 _PIECE = 64
@@ -67,25 +65,19 @@ def rasterise(seed: InImage, folder: Path) -> Bool[np.ndarray, "height width"]:
 def to_camera(
     pixels: Int[np.ndarray, "pixels 2"], size: tuple[int, int], camera_size: tuple[int, int]
 ) -> Int[np.ndarray, "pixels 2"]:
-    """(x, y) pixels of an image of `size` as pixels of a camera of `camera_size`: those that the centres fall into.
+    """Return (x, y) pixels of an image of `size` as those of a camera of `camera_size` that the centres fall into.
 
     Sizes are (width, height). A run may train on smaller copies than the image that was annotated, or on larger ones.
-    Copies leave out what does not fill a pixel at the far edge, so a whole factor is used where one explains the sizes.
 
     Raises:
         UserError: no whole factor lies between the sizes, and the aspect ratios differ: another image or a crop.
     """
-    shrink, grow = _whole_factor(size, camera_size), _whole_factor(camera_size, size)
-    if shrink or grow:
-        up, down = np.array([grow or 1]), np.array([shrink or 1])
-    else:
-        up, down = np.array(camera_size), np.array(size)
-        if abs(up[0] * down[1] / (up[1] * down[0]) - 1.0) > ASPECT_TOLERANCE:
-            raise UserError(
-                f"its pixels are counted in {size[0]}x{size[1]} (width x height), but the image is {up[0]}x{up[1]}, "
-                "another aspect ratio: annotate the image that the run was trained on"
-            )
-    return np.minimum((2 * pixels + 1) * up // (2 * down), np.array(camera_size) - 1)
+    if not is_scaled(size, camera_size):
+        raise UserError(
+            f"its pixels are counted in {size[0]}x{size[1]} (width x height), but the image is "
+            f"{camera_size[0]}x{camera_size[1]}, another aspect ratio: annotate the image that the run was trained on"
+        )
+    return pixels_under(pixels, size, camera_size)
 
 
 def spread(pixels: Int[np.ndarray, "pixels 2"], count: int) -> Int[np.ndarray, "chosen 2"]:
@@ -195,9 +187,3 @@ def _draw_near(
     share = np.clip((x * along[0] + y * along[1]) / max(float(along @ along), np.finfo(float).tiny), 0.0, 1.0)
     distance = (x - share * along[0]) ** 2 + (y - share * along[1]) ** 2
     covered[low[1] : high[1], low[0] : high[0]] |= distance <= radius**2
-
-
-def _whole_factor(large: tuple[int, int], small: tuple[int, int]) -> int | None:
-    """The k with `large` // k = `small` on both sides, if there is one."""
-    factor = min(large[0] // small[0], large[1] // small[1])
-    return factor if factor and (large[0] // factor, large[1] // factor) == tuple(small) else None

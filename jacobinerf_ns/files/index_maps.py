@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.grids import resample
 
 VOID_ID = 0
 """Index of pixels without ground truth, in semantic and in instance maps."""
@@ -48,8 +49,7 @@ def read_label_map(
             f"label map {path} is {found[1]}x{found[0]} pixels (width x height), expected {wanted}: "
             "label maps need the size of their image"
         )
-    rows, columns = centres(found[0], size[0]), centres(found[1], size[1])
-    return torch.from_numpy(ids[rows[:, None], columns[None, :]])
+    return torch.from_numpy(resample(ids, size))
 
 
 def read_classes(path: Path) -> dict[int, str]:
@@ -103,15 +103,3 @@ def _read_indices(path: Path) -> np.ndarray:
         if isinstance(error, UserError):
             raise
         raise UserError(f"label map {path} cannot be read ({error}): expected a PNG, write the file again") from error
-
-
-def centres(original: int, size: int) -> np.ndarray:
-    """Original pixel index under the centre of each of `size` pixels along one axis of `original` pixels.
-
-    Downscaling by a whole factor drops what does not fill a pixel at the far edge (cameras are rescaled by exactly that
-    factor), so the step is the factor and not the slightly larger quotient of the sizes.
-    """
-    step = original // size
-    exact = step > 0 and original // step == size
-    positions = (np.arange(size) + 0.5) * (step if exact else original / size)
-    return np.minimum(positions.astype(np.int64), original - 1)

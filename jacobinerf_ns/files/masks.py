@@ -9,9 +9,9 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files.index_maps import INDEX_MODES, centres
+from jacobinerf_ns.files.grids import is_scaled, pixels_under, resample
+from jacobinerf_ns.files.index_maps import INDEX_MODES
 from jacobinerf_ns.files.names import files_below
 
 _NEITHER = (0.1, 0.9)
@@ -52,8 +52,7 @@ def mask_at(path: Path, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """
     mask = read_mask(path)
     _check_aspect(path, mask, size)
-    rows, columns = (centres(found, wanted) for found, wanted in zip(mask.shape, size, strict=True))
-    return torch.from_numpy(mask[rows[:, None], columns[None, :]])
+    return torch.from_numpy(resample(mask, size))
 
 
 def scribbles_at(paths: Sequence[Path], size: tuple[int, int]) -> Bool[Tensor, "height width"]:
@@ -66,9 +65,8 @@ def scribbles_at(paths: Sequence[Path], size: tuple[int, int]) -> Bool[Tensor, "
     for path in paths:
         strokes = read_mask(path)
         _check_aspect(path, strokes, size)
-        xy = np.argwhere(strokes)[:, ::-1]
-        x, y = to_camera(xy, (strokes.shape[1], strokes.shape[0]), (size[1], size[0])).T
-        covered[y, x] = True
+        rows, columns = pixels_under(np.argwhere(strokes), (strokes.shape[0], strokes.shape[1]), size).T
+        covered[rows, columns] = True
     return torch.from_numpy(covered)
 
 
@@ -100,10 +98,8 @@ def find_scribbles(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _check_aspect(path: Path, mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> None:
-    try:
-        to_camera(np.zeros((0, 2), dtype=np.int64), (mask.shape[1], mask.shape[0]), (size[1], size[0]))
-    except UserError:
+    if not is_scaled((mask.shape[0], mask.shape[1]), size):
         raise UserError(
             f"mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), its image {size[1]}x{size[0]}: "
             "expected the same aspect ratio"
-        ) from None
+        )

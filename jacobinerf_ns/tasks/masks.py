@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jacobinerf_ns.annotations.changes import label_named
 from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, write_legend
-from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.annotations.schema import Annotations, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.store import read_annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labels.keeper import FixedAnnotations
@@ -186,16 +186,7 @@ def label_map(pipeline: JacobiNeRFPipeline, photo: Photo, written: Sequence[Labe
     view = pipeline.model.label_view(photo.camera.generate_rays(camera_indices=0, keep_shape=True))
     wanted = {label.id for label in written}
     ids = np.array([VOID_ID, *(x.id if x.id in wanted else VOID_ID for x in view.snapshot.labels)])
-    return at_size(ids[view.decision.labels.cpu().numpy()], photo.size)
-
-
-def at_size(ids: Int[np.ndarray, "rows columns"], size: tuple[int, int]) -> Int[np.ndarray, "height width"]:
-    """A label map at its photo's original size (height, width): each pixel gets the id that its centre lies in."""
-    (height, width), found = size, (ids.shape[1], ids.shape[0])
-    steps = np.arange(max(size))
-    pixels = np.stack([steps.clip(max=width - 1), steps.clip(max=height - 1)], axis=1)
-    columns, rows = to_camera(pixels, (width, height), found).T
-    return ids[rows[:height, None], columns[None, :width]]
+    return resample(ids[view.decision.labels.cpu().numpy()], photo.size)
 
 
 def _read_existing(path: Path) -> Annotations:

@@ -24,6 +24,7 @@ from jacobinerf_ns.annotations.formats.sources import open_source
 from jacobinerf_ns.annotations.schema import MAX_ID, Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import MASK_FOLDER
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import read_label_map
 
 Format = Literal["png", "coco", "labelme"]
@@ -222,7 +223,5 @@ def _label_map(
     for seed in seeds:
         mask = rasterise(seed)
         assert mask.shape == (seed.height, seed.width), "a seed is rasterised at its own size"
-        rows = ((np.arange(height) + 0.5) * seed.height / height).astype(int)
-        columns = ((np.arange(width) + 0.5) * seed.width / width).astype(int)
-        ids[mask[rows[:, None], columns[None, :]]] = seed.label
+        ids[resample(mask, (height, width))] = seed.label
     return ids
