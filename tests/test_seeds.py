@@ -12,10 +12,11 @@ from test_annotations import IMAGE, click, every_kind, two_labels
 
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.frames import WorldFrame
-from jacobinerf_ns.annotations.rasterise import find_image, image_name, rasterise, spread, to_camera
+from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import seed_rays, world_box, world_click
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Label, Mask, Scribble, SpaceClick
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.names import find_image, image_name
 
 FILES = [Path(f"/data/images/{number:04d}.png") for number in range(5)]
 WORLD = WorldFrame(torch.eye(4)[:3], 1.0)

@@ -1,10 +1,7 @@
-"""Which pixels a seed in an image covers, and which image of a capture it lies in."""
+"""Which pixels a seed in an image covers."""
 
-import difflib
-import re
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -92,61 +89,6 @@ def spread(pixels: Int[np.ndarray, "pixels 2"], count: int) -> Int[np.ndarray, "
         key |= ((pixels[:, 0] >> bit) & 1) << (2 * bit) | ((pixels[:, 1] >> bit) & 1) << (2 * bit + 1)
     steps = ((np.arange(count) + 0.5) * len(pixels) / count).astype(np.int64)
     return pixels[np.argsort(key, kind="stable")[steps]]
-
-
-def find_image(name: str, filenames: Sequence[Path], kind: str = "training images") -> int:
-    """Index of the image of that name among a run's images.
-
-    `name` has as many parent folders as it needs, and may leave its suffix out. A copy of other size counts as the
-    image: `images_4/1.jpg` (nerfstudio's) and `1.png` (ours) are found by `images/1.jpg`. `kind` says in messages what
-    is listed.
-
-    Raises:
-        UserError: no such image (with the closest names), or more than one.
-    """
-    wanted = unscaled(PurePosixPath(name.replace("\\", "/")))
-    listed = [unscaled(PurePosixPath(path.as_posix())) for path in filenames]
-    same: list[Callable[[PurePosixPath], bool]] = [
-        lambda path: path.name == wanted.name,
-        lambda path: path.stem == wanted.name,
-        lambda path: path.stem == wanted.stem,
-    ]
-    parents = wanted.parent.parts
-    for is_same in same:
-        found = [
-            index
-            for index, path in enumerate(listed)
-            if is_same(path) and (not parents or path.parent.parts[-len(parents) :] == parents)
-        ]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                f"image {name!r} is ambiguous: found {filenames[found[0]]} and {filenames[found[1]]}: "
-                "give its folder too"
-            )
-    raise UserError(_unknown_image(name, filenames, kind))
-
-
-def image_name(filenames: Sequence[Path], index: int) -> str:
-    """The shortest name that `find_image` finds image `index` by: its file name, with parent folders where needed."""
-    parts = filenames[index].parts
-    for count in range(1, len(parts)):
-        tails = [path.parts[-count:] for path in filenames]
-        if tails.count(tails[index]) == 1:
-            return "/".join(tails[index])
-    return filenames[index].as_posix()
-
-
-def _unknown_image(name: str, filenames: Sequence[Path], kind: str) -> str:
-    names = [path.name for path in filenames]
-    close = difflib.get_close_matches(PurePosixPath(name).name, names, n=3, cutoff=0.4) or names[:3]
-    return f"no image {name!r} among the {len(names)} {kind}: did you mean {' or '.join(dict.fromkeys(close))}?"
-
-
-def unscaled(path: PurePath) -> PurePosixPath:
-    """nerfstudio keeps smaller copies of `images/` in `images_2/`, `images_4/`, ...: the same images."""
-    return PurePosixPath(*(re.sub(r"^images_\d+$", "images", part) for part in path.parts))
 
 
 def _mask_pixels(seed: Mask, folder: Path) -> Bool[np.ndarray, "height width"]:

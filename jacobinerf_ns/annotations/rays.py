@@ -13,9 +13,10 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from jacobinerf_ns.annotations.frames import WorldFrame
-from jacobinerf_ns.annotations.rasterise import describe, find_image, rasterise, spread, to_camera
+from jacobinerf_ns.annotations.rasterise import describe, rasterise, spread, to_camera
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.names import find_image
 
 BOX_SIDE = 8
 """Rays along each side of a box in space."""

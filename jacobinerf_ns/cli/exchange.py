@@ -24,9 +24,9 @@ class Import:
     def main(self) -> Annotations:
         """Adds the seeds and prints what the file holds. Errors: `UserError`."""
         from jacobinerf_ns.annotations.formats.seeds_io import import_seeds
-        from jacobinerf_ns.annotations.rasterise import image_name
         from jacobinerf_ns.annotations.store import AnnotationStore
         from jacobinerf_ns.captures import read_capture
+        from jacobinerf_ns.files.names import image_name
 
         capture = read_capture(self.load_config)
         sizes = [(height, width) for width, height in capture.sizes]

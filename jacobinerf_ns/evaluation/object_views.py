@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jacobinerf_ns.annotations.rasterise import find_image, spread
+from jacobinerf_ns.annotations.rasterise import spread
 from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Label
 from jacobinerf_ns.core.propagation import PropagationConfig
@@ -18,7 +18,7 @@ from jacobinerf_ns.evaluation.annotators import LabelledPixels, draw_pixels
 from jacobinerf_ns.evaluation.contenders import Exercise, Method, Scene, Split
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
-from jacobinerf_ns.files.names import files_below, match_by_name
+from jacobinerf_ns.files.names import files_below, find_image, match_by_name
 from jacobinerf_ns.pipeline import MASK_SEEDS
 
 OBJECT, REST = 1, 2

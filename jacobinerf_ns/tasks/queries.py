@@ -17,11 +17,12 @@ from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.annotations.formats.base import label_file_names
-from jacobinerf_ns.annotations.rasterise import find_image, spread, to_camera
+from jacobinerf_ns.annotations.rasterise import spread, to_camera
 from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positions, sample
 from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.tasks.feature_field.heads import FeatureField

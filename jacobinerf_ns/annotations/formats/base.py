@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.annotations.schema import MAX_ID, Colour, Label, Pixel
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.names import NAME, STEM, NameIndex
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -117,17 +118,13 @@ class ImageNames:
     """Finds the image of a capture that another tool means, whatever folders it puts before the name."""
 
     def __init__(self, known: Iterable[str]) -> None:
-        """Indexes the images' file names."""
+        """Index the images' file names."""
         self.known = tuple(known)
-        self._by_name: dict[str, list[str]] = {}
-        self._by_stem: dict[str, list[str]] = {}
-        for name in self.known:
-            path = PurePosixPath(name)
-            self._by_name.setdefault(path.name, []).append(name)
-            self._by_stem.setdefault(path.stem, []).append(name)
+        self._paths = [_without_roots(PurePosixPath(name)) for name in self.known]
+        self._index = NameIndex(self._paths, NAME, STEM, whole="shorter")
 
     def match(self, name: str, source: Path, without_suffix: bool = False) -> str:
-        """The known name that shares most trailing folders with `name`; suffixes only need to agree where they can.
+        """Return the known name that shares most trailing folders with `name`; suffixes agree only where they can.
 
         Args:
             name: as the file gives it.
@@ -137,19 +134,19 @@ class ImageNames:
         Raises:
             UserError: no image, or several, have that name.
         """
-        path = PurePosixPath(name.replace("\\", "/"))
-        stem = path.name if without_suffix else path.stem
-        for key, index in ((path.name, self._by_name), (stem, self._by_stem)):
-            shared = {known: _shared_folders(path, PurePosixPath(known)) for known in index.get(key, [])}
-            shared = {known: count for known, count in shared.items() if count is not None}
-            best = [known for known, count in shared.items() if count == max(shared.values())]
-            if len(best) == 1:
-                return best[0]
-            if best:
-                raise UserError(f"{source}: {name} may be {best[0]} or {best[1]}: put the folder before the file name")
-        close = get_close_matches(path.name, [*self._by_name, *self._by_stem], n=1, cutoff=0.0)
-        hint = f", closest is {close[0]}" if close else ""
-        raise UserError(f"{source}: the capture has no image {name} (it has {len(self.known)}{hint}): rename the entry")
+        path = _without_roots(PurePosixPath(name.replace("\\", "/")))
+        found = self._index.find(path.parent.parts, path.name, path.name if without_suffix else path.stem)
+        if len(found) > 1:
+            first, second = (self.known[place] for place in found[:2])
+            raise UserError(f"{source}: {name} may be {first} or {second}: put the folder before the file name")
+        if not found:
+            names = [*(path.name for path in self._paths), *(path.stem for path in self._paths)]
+            close = get_close_matches(path.name, names, n=1, cutoff=0.0)
+            hint = f", closest is {close[0]}" if close else ""
+            raise UserError(
+                f"{source}: the capture has no image {name} (it has {len(self.known)}{hint}): rename the entry"
+            )
+        return self.known[found[0]]
 
 
 def check_size(image: LabelledImage, known: Mapping[str, Size], name: str, source: Path) -> None:
@@ -198,12 +195,6 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def _shared_folders(one: PurePosixPath, other: PurePosixPath) -> int | None:
-    """How many trailing folders two names share; None when they contradict one another before either ends."""
-    first, second = ([part for part in path.parts[-2::-1] if part not in _NO_FOLDER] for path in (one, other))
-    shared = 0
-    for left, right in zip(first, second, strict=False):
-        if left != right:
-            return None
-        shared += 1
-    return shared
+def _without_roots(path: PurePosixPath) -> PurePosixPath:
+    """Return a path without what stands before its folders on another computer."""
+    return PurePosixPath(*(part for part in path.parts if part not in _NO_FOLDER))

@@ -12,7 +12,7 @@ from nerfstudio.cameras.rays import RayBundle
 from rich.progress import track
 from torch import Tensor
 
-from jacobinerf_ns.annotations.rasterise import find_image, rasterise, spread, to_camera
+from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import seed_rays
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
 from jacobinerf_ns.core.matching import NOBODY
@@ -21,6 +21,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import LabelSnapshot, responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
