@@ -11,12 +11,12 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import (
     FeatureGrid,
     covering_grid,
-    file_digest,
     load_rgb,
     pixel_positions,
     pool_cells,
     sample,
 )
+from jacobinerf_ns.files.digests import digest_of_file
 
 
 def slow_sample(grid: FeatureGrid, y: float, x: float) -> torch.Tensor:
@@ -90,4 +90,4 @@ def test_load_rgb_names_the_file_that_is_no_image(tmp_path: Path):
 
 def test_file_digest_names_a_missing_file(tmp_path: Path):
     with pytest.raises(UserError, match=r"gone\.npy cannot be read"):
-        file_digest(tmp_path / "gone.npy")
+        digest_of_file(tmp_path / "gone.npy")

@@ -1,6 +1,5 @@
 """Downscaled copies of a capture's images, kept in the user's cache folder and never in the capture."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from rich.progress import track
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.digests import digest
 
 Filter = Literal["area", "nearest"]
 
@@ -88,7 +88,7 @@ def downscaled_copies(
     Raises:
         UserError: a source cannot be read or is too small, or the cache folder cannot be written.
     """
-    targets = [_target(source, factor, capture, resample) for source in sources]
+    targets = [copy_of(source, factor, capture, resample) for source in sources]
     stamps = [_stamp(source, size) for source, size in zip(sources, sizes, strict=True)]
     todo = [
         (source, target, size, factor, resample, stamp)
@@ -103,14 +103,14 @@ def downscaled_copies(
     return targets
 
 
-def _target(source: Path, factor: int, capture: Path, resample: Filter) -> Path:
+def copy_of(source: Path, factor: int, capture: Path, resample: Filter) -> Path:
     """Where the copy of `source` lies. One folder per capture and factor keeps the relative names readable."""
-    key = f"{capture.name}-x{factor}-{hashlib.sha256(os.fsencode(capture)).hexdigest()[:12]}"
+    key = f"{capture.name}-x{factor}-{digest([os.fsencode(capture)])[:12]}"
     normal = Path(os.path.normpath(source))
     try:
         relative = normal.relative_to(os.path.normpath(capture))
     except ValueError:
-        relative = Path(f"elsewhere-{hashlib.sha256(os.fsencode(normal.parent)).hexdigest()[:12]}", normal.name)
+        relative = Path(f"elsewhere-{digest([os.fsencode(normal.parent)])[:12]}", normal.name)
     # The source's suffix goes into the folder name: 1.jpg and 1.png must not share a copy.
     return cache_root() / key / f"{resample}-{source.suffix[1:].lower()}" / relative.with_suffix(".png")
 

@@ -1,6 +1,5 @@
 """Copies of class maps with other ids, kept in the user's cache folder and never in the data set."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.progress import track
 from jacobinerf_ns.dataparsers.downscale import cache_root
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json, writing
+from jacobinerf_ns.files.digests import digest
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 
 _Result = TypeVar("_Result")
@@ -38,7 +38,7 @@ def ids_present(sources: Sequence[Path], size: tuple[int, int]) -> dict[int, Pat
     """
     by_name = {path.name: path for path in sources}
     stamps = [f"{path.name}, {_stamp(path)}" for path in sources]
-    notes = _folder(sources[0].parent) / f"ids-{_digest([*stamps, str(size)])}.json"
+    notes = folder_of_copies(sources[0].parent) / f"ids-{_digest([*stamps, str(size)])}.json"
     first = _read_notes(notes, by_name)
     if first is None:
         first = {}
@@ -70,7 +70,7 @@ def remapped_copies(
         return []
     mapping = {**mapping, VOID_ID: VOID_ID}
     key = _digest([f"{old}:{new}" for old, new in sorted(mapping.items())])
-    folder = _folder(sources[0].parent) / key
+    folder = folder_of_copies(sources[0].parent) / key
     targets = [folder / path.with_suffix(".png").name for path in sources]
     stamps = [f"{_stamp(path)}, {size[1]}x{size[0]}" for path in sources]
     jobs = zip(sources, targets, stamps, strict=True)
@@ -124,14 +124,14 @@ def _write(target: Path, ids: Int[np.ndarray, "height width"], stamp: str) -> No
         Image.fromarray(ids.astype(np.uint8 if ids.max() < 256 else np.uint16)).save(temporary, pnginfo=note)
 
 
-def _folder(source: Path) -> Path:
+def folder_of_copies(source: Path) -> Path:
     """Folder of all copies of one folder's maps."""
     name = f"{source.parent.name}-{source.name}-{_digest([os.path.normpath(source.absolute())])}"
     return cache_root().parent / "labels" / name
 
 
 def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()[:12]
+    return digest([os.fsencode("\n".join(parts))])[:12]
 
 
 def _stamp(path: Path) -> str:

@@ -1,6 +1,5 @@
 """What all teachers share: frames go in, grids of features come out, pixels are read off between patch centres."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.digests import digest_of_text
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,7 @@ class Extractor(Protocol):
 def fingerprint_of(name: str, settings: Any, weights: str = "", ignore: Sequence[str] = ()) -> str:
     """Hash of an extractor's name, its config dataclass (fields in `ignore` left out) and the hash of its weights."""
     known: Mapping[str, Any] = {key: value for key, value in asdict(settings).items() if key not in ignore}
-    return hashlib.sha256(json.dumps([name, known, weights], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits. Errors: `UserError` when the file is missing."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): put the file in its place") from error
+    return digest_of_text(json.dumps([name, known, weights], sort_keys=True, default=str))
 
 
 def covering_grid(values: Float[Tensor, "rows cols dim"]) -> FeatureGrid:

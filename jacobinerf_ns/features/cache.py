@@ -3,7 +3,6 @@
 A file's name is made of everything that its features depend on, so it never has to be told apart from a stale one.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -18,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame, file_digest
+from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame
 from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
 
 _SUFFIX = ".safetensors"
 _HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.
@@ -63,8 +63,8 @@ def extract_all(extractor: Extractor, frames: Sequence[Frame], cache_dir: Path |
 
 def frame_key(extractor: Extractor, frame: Frame) -> str:
     """Hash of the bytes of all files, and of the facts, that the features of a frame depend on (settings excluded)."""
-    parts = [file_digest(source) if isinstance(source, Path) else source for source in extractor.sources(frame)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    parts = [digest_of_file(source) if isinstance(source, Path) else source for source in extractor.sources(frame)]
+    return digest_of_text(json.dumps(parts))[:32]
 
 
 def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureGrid, Path]], title: str) -> Filled:

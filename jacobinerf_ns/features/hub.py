@@ -1,6 +1,5 @@
 """Vision transformers from Hugging Face, by id or from a folder; without network it fails fast and says what to do."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from torch import nn
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.cache import default_cache_dir
+from jacobinerf_ns.files.digests import digest, tensor_bytes
 
 _CONNECT_TIMEOUT = 5.0
 """Seconds. The hub's own client retries for 23 seconds before it admits that there is no network."""
@@ -91,21 +91,18 @@ def _load(name: str, source: str, offline: bool) -> Backbone:
         )
     mean, std = _normalisation(source, offline)
     model = model.eval().float().requires_grad_(False)
-    return Backbone(model, _digest(model), mean, std)
+    return Backbone(model, digest_of_weights(model), mean, std)
 
 
 def _is_unused(key: str) -> bool:
     return any(part in _UNUSED for part in key.split("."))
 
 
-def _digest(model: nn.Module) -> str:
+def digest_of_weights(model: nn.Module) -> str:
     """Hash over names, shapes and values; parameters that may be drawn at random at loading are left out."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        if not _is_unused(key):
-            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    used = [(key, tensor) for key, tensor in sorted(model.state_dict().items()) if not _is_unused(key)]
+    named = ((f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode(), tensor_bytes(tensor)) for key, tensor in used)
+    return digest(part for parts in named for part in parts)
 
 
 def _normalisation(source: str, offline: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:

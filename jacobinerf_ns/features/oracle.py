@@ -1,6 +1,5 @@
 """Teacher of chosen quality, made from the data's own label maps: stands in where no weights are to be had."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, file_digest, fingerprint_of, pool_cells
+from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of, pool_cells
+from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
 
 DIMENSIONS = 64
@@ -86,7 +86,7 @@ class OracleExtractor:
         if len(maps) > 1:
             pixels = pixels + self._vectors(_INSTANCE, maps[1])
         clean = pool_cells(pixels, self.config.patch_size)
-        return covering_grid(clean + self._noise(clean, file_digest(frame.path)))
+        return covering_grid(clean + self._noise(clean, digest_of_file(frame.path)))
 
     def _label_paths(self, frame: Frame) -> list[Path]:
         paths = [frame.semantics, frame.instances] if self.config.per_instance else [frame.semantics]
@@ -124,4 +124,4 @@ class OracleExtractor:
 
 def _number_of(name: str) -> int:
     """A seed made of a class name; names are compared as people do, without case and outer blanks."""
-    return int.from_bytes(hashlib.sha256(name.strip().lower().encode()).digest()[:8], "big")
+    return int(digest_of_text(name.strip().lower())[:16], 16)

@@ -4,7 +4,6 @@ Projected features are written as a second set of files. Sampling then reads `fe
 them, which is what costs time and page cache in every training step; the price is disk.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid
 from jacobinerf_ns.features.cache import Filled, fill, read_grid
 from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.digests import digest_of_text
 
 PATCH_BUDGET = 20_000
 """Patches the projection is fitted on, over all images."""
@@ -44,7 +44,7 @@ def project_all(paths: Sequence[Path], feature_dim: int | None, center: bool, se
     Errors: `UserError` when `feature_dim` is not between 1 and the dimension of the features.
     """
     keys = [path.stem for path in paths]
-    members = hashlib.sha256(json.dumps([sorted(set(keys)), seed]).encode()).hexdigest()[:20]
+    members = digest_of_text(json.dumps([sorted(set(keys)), seed]))[:20]
     name = f"pca-{feature_dim or 'all'}{'-centred' if center else ''}-{members}"
     folder = paths[0].parent / name
     file = folder / "projection.pt"

@@ -1,8 +1,7 @@
 """Label maps of a capture's photos, rendered one after the other from a run and its annotations."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, 
 from jacobinerf_ns.annotations.schema import Annotations, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.store import read_annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.digests import digest_of_each, tensor_bytes
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.resumable import claim_folder
@@ -206,12 +206,12 @@ def _made_of(
     assert run.pipeline.labels is not None
     folder = run.pipeline.labels.store.folder
     masks = ((folder / seed.file).read_bytes() for seed in annotations.seeds if isinstance(seed, Mask))
-    weights = (tensor.cpu().numpy().tobytes() for tensor in run.pipeline.model.state_dict().values())
+    weights = map(tensor_bytes, run.pipeline.model.state_dict().values())
     return {
-        "annotations": _digest([annotations.model_dump_json().encode(), *masks]),
+        "annotations": digest_of_each([annotations.model_dump_json().encode(), *masks]),
         "labels": [label.name for label in written],
-        "checkpoint": {"step": run.step, "weights": _digest(weights)},
-        "photos": _digest(part for photo in photos for part in _numbers(photo)),
+        "checkpoint": {"step": run.step, "weights": digest_of_each(weights)},
+        "photos": digest_of_each(part for photo in photos for part in _numbers(photo)),
         "split": settings.split,
         "format": settings.format,
         "resolution": "full" if settings.full_resolution else "training",
@@ -222,14 +222,7 @@ def _numbers(photo: Photo) -> Iterator[bytes]:
     yield repr((photo.name, photo.size)).encode()
     camera = photo.camera
     for tensor in (camera.camera_to_worlds, camera.fx, camera.fy, camera.cx, camera.cy, camera.distortion_params):
-        yield b"" if tensor is None else tensor.cpu().numpy().tobytes()
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part).digest())
-    return total.hexdigest()
+        yield b"" if tensor is None else tensor_bytes(tensor)
 
 
 def _write_all(

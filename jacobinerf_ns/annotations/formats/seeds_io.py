@@ -1,6 +1,5 @@
 """Seeds from label files of other tools, and seeds as such files."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from jacobinerf_ns.annotations.formats.sources import open_source
 from jacobinerf_ns.annotations.schema import MAX_ID, Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import MASK_FOLDER
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.digests import digest
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import read_label_map
 
@@ -175,7 +175,7 @@ class _MaskFolder:
 
     def add(self, image: str, ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> str:
         """Writes a label map; returns its name relative to the annotation file's folder. Errors: `UserError`."""
-        content = hashlib.sha256(str(ids.shape).encode() + ids.astype("<u2").tobytes()).hexdigest()
+        content = digest([str(ids.shape).encode(), ids.astype("<u2").tobytes()])
         name = f"{MASK_FOLDER}/{Path(image).stem}-{content[:10]}.png"
         path = self._folder / name
         if path.exists():

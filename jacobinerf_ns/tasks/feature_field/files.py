@@ -1,6 +1,5 @@
 """The distilled feature field of a run, kept beside its `config.yml` and bound to the weights it was made on."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.digests import digest, tensor_bytes
 from jacobinerf_ns.run import Run
 from jacobinerf_ns.tasks.feature_field.heads import FeatureField, FeatureFieldShape
 
@@ -110,7 +110,4 @@ def _settings(run: Run) -> str:
 
 
 def _digest(model: nn.Module) -> str:
-    total = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+    return digest(map(tensor_bytes, model.state_dict().values()))
