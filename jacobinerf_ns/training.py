@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 
 
@@ -49,8 +49,7 @@ def train(config: JacobiNeRFTrainerConfig, description: str, data: Path, output_
 
 
 def _train_with_progress(trainer: JacobiNeRFTrainer, description: str) -> None:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps")]
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+    with progress_bar("steps") as progress:
         task = progress.add_task(description, total=trainer.config.max_num_iterations)
         advance = TrainingCallback(
             where_to_run=[TrainingCallbackLocation.AFTER_TRAIN_ITERATION],

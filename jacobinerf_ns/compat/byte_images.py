@@ -15,10 +15,10 @@ from nerfstudio.data.datamanagers.base_datamanager import variable_res_collate
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import CacheDataloader
 from nerfstudio.utils.misc import get_dict_to_torch
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.progress import track
 
 THREADS = 4
 _HIGHEST = 255

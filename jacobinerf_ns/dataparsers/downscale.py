@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image, PngImagePlugin
-from rich.progress import track
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.digests import digest
+from jacobinerf_ns.progress import track
 
 Filter = Literal["area", "nearest"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from rich.progress import track
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.progress import track
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")

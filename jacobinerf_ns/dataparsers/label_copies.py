@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int
 from PIL import Image, PngImagePlugin
-from rich.progress import track
 
 from jacobinerf_ns.dataparsers.downscale import cache_root
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json, writing
 from jacobinerf_ns.files.digests import digest
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
+from jacobinerf_ns.progress import track
 
 _Result = TypeVar("_Result")
 

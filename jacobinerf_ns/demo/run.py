@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import quiet_nerfstudio, train
 
@@ -32,7 +32,7 @@ CLICKED_THINGS = ("chair", "cushion", "lamp")
 
 def make_room(output_dir: Path, views: int, width: int) -> Path:
     """The room as a capture, with a progress bar."""
-    with Progress() as progress:
+    with progress_bar("views") as progress:
         task = progress.add_task("Ray tracing the room", total=views)
         return write_capture(
             output_dir / "room",

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.core import metrics
@@ -23,6 +22,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
 from jacobinerf_ns.evaluation.contenders import Exercise, Fitted, Method, Scene, fit, make_exercise
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.progress import track
 
 MEASURES = ("miou", "miou_labelled", "total_accuracy", "class_average_accuracy")
 

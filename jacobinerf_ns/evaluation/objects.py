@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.core import metrics
@@ -30,6 +29,7 @@ from jacobinerf_ns.evaluation.object_views import (
     object_views,
     reference_view,
 )
+from jacobinerf_ns.progress import track
 
 Key = tuple[Method, int]
 """A method, and which of the seeds of the clicks."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.core import metrics
@@ -22,6 +21,7 @@ from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.progress import track
 
 
 class Click(NamedTuple):

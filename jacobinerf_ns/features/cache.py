@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
+from jacobinerf_ns.progress import track
 
 _SUFFIX = ".safetensors"
 _HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.
@@ -76,14 +75,12 @@ def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureG
     paths = [folder / f"{key}{_SUFFIX}" for key in keys]
     damaged = {path for path in set(paths) if path.exists() and not _is_whole(path)}
     todo = {path: i for i, path in enumerate(paths) if path in damaged or not path.exists()}
-    console, start = Console(), time.perf_counter()
+    start = time.perf_counter()
     if damaged:
         text = f"[yellow]warning: {len(damaged)} damaged feature file(s) in {folder} are made again"
-        console.print(text, soft_wrap=True)
-    if todo:
-        with _progress(console) as progress:
-            for path, i in progress.track(todo.items(), description=title):
-                write_grid(path, *make(i))
+        Console().print(text, soft_wrap=True)
+    for path, i in track(todo.items(), title, disable=not todo):
+        write_grid(path, *make(i))
     return Filled(paths, len(todo), time.perf_counter() - start)
 
 
@@ -129,14 +126,3 @@ def _is_whole(path: Path) -> bool:
     except DamagedFile:
         return False
     return all(bool(((row & _HALF_EXPONENT) != _HALF_EXPONENT).all()) for row in bits)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f} images/s", style="progress.data.speed")
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console)

@@ -1,13 +1,13 @@
 """Scores of a run's own labels on the held-out views, where the capture has ground truth: `ns-eval` shows them."""
 
 import torch
-from rich.progress import track
 
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.evaluation.annotators import read_truth
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.progress import track
 
 
 @torch.no_grad()

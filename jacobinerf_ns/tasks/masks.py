@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jacobinerf_ns.annotations.changes import label_named
 from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, write_legend
@@ -23,6 +22,7 @@ from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.plain_errors import plain_errors
+from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
@@ -230,11 +230,7 @@ def _write_all(
 ) -> None:
     labels = result.labels
     result.there_already = sum(files.label_map.exists() for files in planned)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("photos")]
-    with (
-        _says_what_is_kept(result, len(planned)),
-        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress,
-    ):
+    with _says_what_is_kept(result, len(planned)), progress_bar("photos") as progress:
         task = progress.add_task("Labelling", total=len(planned), completed=result.there_already)
         if not (result.folder / LEGEND_NAME).exists():
             write_legend(result.folder, labels)

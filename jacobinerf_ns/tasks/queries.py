@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.annotations.formats.base import label_file_names
@@ -25,6 +24,7 @@ from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.progress import track
 from jacobinerf_ns.tasks.feature_field.heads import FeatureField
 from jacobinerf_ns.tasks.photo_files import check_capture_is_safe
 from jacobinerf_ns.tasks.photos import Photo

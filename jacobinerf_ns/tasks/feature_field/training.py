@@ -12,21 +12,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from nerfstudio.cameras.rays import RayBundle
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import effective_weights
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.tasks.feature_field.heads import (
     FeatureField,
     FeatureFieldShape,
@@ -117,7 +110,7 @@ def distil(
         UserError: the teacher's features cannot be had.
     """
     model, store = pipeline.model, pipeline.datamanager.teacher_store("train")
-    with _training_progress() as progress, _seeded(seed, model.device):
+    with progress_bar() as progress, _seeded(seed, model.device):
         traced = trace_training_pixels(pipeline, pool, seed, progress)
         feature_field = FeatureField(model.field, store.dim, shape).to(model.device)
         energy = store.sample(traced.pixels[: 16 * rays]).square().mean()
@@ -162,7 +155,7 @@ def train_semantic_head(
     """
     model = pipeline.model
     assert len(rays) == len(labels) > 0
-    with _training_progress() as progress, _seeded(seed, model.device):
+    with progress_bar() as progress, _seeded(seed, model.device):
         if len(rays) > MAX_LABELLED_RAYS:
             chosen = torch.randperm(len(rays))[:MAX_LABELLED_RAYS]
             rays, labels = rays[chosen.to(rays.origins.device)], labels[chosen.to(labels.device)]
@@ -236,8 +229,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             random.setstate(before)
-
-
-def _training_progress() -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())

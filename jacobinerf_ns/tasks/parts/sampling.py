@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from torch import Tensor
 
 from jacobinerf_ns.core.propagation import decide, decide_paper
@@ -23,6 +22,7 @@ from jacobinerf_ns.labels.responses import LabelSnapshot, responses, selected
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.progress import progress_bar, track
 
 GRIDS = (64, 128, 256)
 """Cells along a view's longer side; the next finer grid is laid where a label is not seen on the one before."""
@@ -108,8 +108,7 @@ def sample_points(
     generator, chunk = torch.Generator().manual_seed(0), model.config.eval_num_rays_per_chunk
     parts: list[Points] = []
     count, left = 0, RAYS_PER_POINT * num_points if len(sightings.cells) else 0
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("points")]
-    with Progress(*columns, TimeElapsedColumn()) as progress:
+    with progress_bar("points") as progress:
         task = progress.add_task("Sampling", total=num_points)
         while count < num_points and left > 0:
             rays, cells = _draw_rays(cameras, sightings, min(chunk, left), generator)

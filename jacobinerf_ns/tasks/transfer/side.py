@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.rays import RayBundle
-from rich.progress import track
 from torch import Tensor
 
 from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
@@ -27,6 +26,7 @@ from jacobinerf_ns.labels.responses import LabelSnapshot, responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Piece, surface_points
+from jacobinerf_ns.progress import track
 from jacobinerf_ns.run import Run
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, load_feature_field
 from jacobinerf_ns.tasks.feature_field.heads import FeatureField
