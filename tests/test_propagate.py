@@ -30,10 +30,10 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.masks import PropagateSettings, at_size, choose_annotations, propagate
-from jacobinerf_ns.tasks.photos import Photo, list_photos
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 

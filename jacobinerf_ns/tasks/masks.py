@@ -21,12 +21,12 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.plain_errors import plain_errors
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
-from jacobinerf_ns.tasks.photos import Photo, Split, list_photos
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 OVERRIDES = ("refine", "smooth", "space", "void_below")
