@@ -39,7 +39,7 @@ def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(config_path: Path) -> Run:
-    run = open_run(config_path)
+    run = open_run(config_path, load_photos=True)
     run.pipeline.eval()
     return run
 
