@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -118,8 +117,6 @@ class Labels:
         Raises:
             UserError: there is no such split.
         """
-        if split not in get_args(Split):
-            raise UserError(f"no split {split!r}: expected one of {', '.join(map(repr, get_args(Split)))}")
         photos = self._photos(split, full_resolution)
         shown = track(photos, "Labelling", transient=True, disable=not progress)
         return ((photo.name, self._render(photo.camera)) for photo in shown)

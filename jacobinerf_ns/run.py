@@ -42,8 +42,7 @@ class Run:
     @property
     def annotations_file(self) -> Path:
         """The file that the run's annotations lie in, whether it is there yet or not."""
-        path = self.config.pipeline.annotations
-        return Path(os.path.abspath(path or annotations_path(self.config.pipeline, self.folder / "config.yml")))
+        return Path(os.path.abspath(annotations_path(self.config.pipeline, self.folder / "config.yml")))
 
     @property
     def annotations(self) -> Notes:
@@ -60,7 +59,8 @@ class Run:
         """List the photos of a split: their names, files, sizes and cameras (`list_photos`)."""
         key = split, full_resolution
         if key not in self._listed:
-            self._listed[key] = tuple(list_photos(self.pipeline.datamanager, split, full_resolution))
+            with quiet_nerfstudio():
+                self._listed[key] = tuple(list_photos(self.pipeline.datamanager, split, full_resolution))
         return self._listed[key]
 
     def fit(
@@ -161,7 +161,7 @@ def open_run(
         annotations: annotation file to use; none is the run's own.
         test_mode: nerfstudio's; of its modes `inference` knows no training resolution.
         change: changes the config before anything is built.
-        load_photos: load all photos, which batches are made of; rendering and labels need none.
+        load_photos: load all photos, which training batches are made of; rendering needs none.
 
     Raises:
         UserError: no such file, not a run of this package, or no checkpoint.

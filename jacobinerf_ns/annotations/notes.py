@@ -29,7 +29,7 @@ MASK_VALUE = 1
 DIGITS = 16
 """Of the hash that a mask file is named by: other pixels never get a name that is taken."""
 
-XY = Sequence[int]
+XY = Sequence[int] | np.ndarray
 """Column and row of a pixel, counted from the top left of the original photo."""
 
 

@@ -97,8 +97,8 @@ class Evaluate:
             if self.label_dir is not None:
                 config.pipeline.datamanager.label_dir = self.label_dir
 
-        run = open_run(self.load_config[position], load_photos=True, change=give_labels)
-        plain = open_run(self.unshaped_config[position], load_photos=True).pipeline if self._wants_plain else None
+        run = open_run(self.load_config[position], change=give_labels)
+        plain = open_run(self.unshaped_config[position]).pipeline if self._wants_plain else None
         return run, Scene(run.pipeline, plain)
 
     def _evaluate_labels(self) -> "Report":
