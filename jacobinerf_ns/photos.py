@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -70,6 +71,25 @@ def list_photos(data: FeatureDataManager, split: Split, full_resolution: bool = 
             )
             photos.setdefault(photo.name, photo)
     return list(photos.values())
+
+
+def check_capture_is_safe(folder: Path, paths: Sequence[Path], photos: Sequence[Photo]) -> None:
+    """Keep files of a capture from being overwritten, even on request.
+
+    Args:
+        folder: where results are written to.
+        paths: of all files that may be written.
+        photos: of the run's capture.
+
+    Raises:
+        UserError: the output folder is a capture, or a file of it is a photo or ground truth of the run's capture.
+    """
+    if (folder / "transforms.json").exists():
+        raise UserError(f"{folder} is a capture, with its own images and labels: choose another --output-dir")
+    own = {path.resolve() for photo in photos for path in (photo.path, photo.trained, *photo.truth)}
+    for path in paths:
+        if path.resolve() in own:
+            raise UserError(f"{path} is a file of the capture: choose another --output-dir")
 
 
 def _originals(data: FeatureDataManager, split: str) -> DataparserOutputs:

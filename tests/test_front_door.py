@@ -21,7 +21,8 @@ from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.core.propagation import PAPER
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
-from jacobinerf_ns.tasks.masks import PropagateSettings, at_size, propagate
+from jacobinerf_ns.files.grids import resample
+from jacobinerf_ns.tasks.masks import PropagateSettings, propagate
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 
@@ -218,7 +219,7 @@ def test_ids_are_what_propagate_writes(
     assert len(photos) == 6
     for photo in photos:
         ids = labels.render(photo.name, full_resolution=full).ids
-        np.testing.assert_array_equal(at_size(ids, photo.size), png(folder / photo.path.name))
+        np.testing.assert_array_equal(resample(ids, photo.size), png(folder / photo.path.name))
         if full:
             assert ids.shape == photo.size
 

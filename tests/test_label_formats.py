@@ -21,6 +21,7 @@ from jacobinerf_ns.annotations.formats.png import (
     write_index_png,
     write_legend,
 )
+from jacobinerf_ns.annotations.formats.registry import FORMATS, load_format
 from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
@@ -84,6 +85,16 @@ def test_unknown_and_doubtful_images_are_named() -> None:
         names.match("7.jpg", Path("x.json"))
     with pytest.raises(UserError, match="no image middle/7"):
         names.match("middle/7.jpg", Path("x.json"))
+
+
+def test_every_format_of_the_table_can_be_written():
+    assert [entry.name for entry in FORMATS] == ["png", "coco", "coco-polygons", "labelme"]
+    assert [entry.name for entry in FORMATS if entry.takes_seeds] == ["png", "coco", "labelme"]
+    for form in (load_format(entry.name) for entry in FORMATS):
+        assert (form.write_image is None) != (form.write_set is None)
+        assert (form.write_set is None) == (form.set_name is None)
+    with pytest.raises(UserError, match=r"no label format 'yolo': expected one of png, coco, coco-polygons, labelme"):
+        load_format("yolo")
 
 
 def test_boxes_hold_the_pixels_whose_centres_they_hold() -> None:

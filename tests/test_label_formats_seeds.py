@@ -14,7 +14,8 @@ from jacobinerf_ns.annotations.formats import seeds_io
 from jacobinerf_ns.annotations.formats.coco import write_coco
 from jacobinerf_ns.annotations.formats.labelme import write_labelme
 from jacobinerf_ns.annotations.formats.png import write_index_png, write_legend
-from jacobinerf_ns.annotations.formats.seeds_io import Format, export_seeds, import_seeds
+from jacobinerf_ns.annotations.formats.registry import SeedFormatName
+from jacobinerf_ns.annotations.formats.seeds_io import export_seeds, import_seeds
 from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed, SpaceClick
 from jacobinerf_ns.errors import UserError
@@ -61,7 +62,7 @@ def pixels(annotations: Annotations, folder: Path) -> dict[tuple[str, int], list
 
 
 @pytest.mark.parametrize("format", ["png", "coco", "labelme"])
-def test_round_trip_changes_no_label_and_no_pixel(tmp_path: Path, format: Format) -> None:
+def test_round_trip_changes_no_label_and_no_pixel(tmp_path: Path, format: SeedFormatName) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     before.mkdir()
     annotations = annotated(before)
@@ -223,7 +224,7 @@ def test_an_empty_folder_and_empty_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["png", "coco", "labelme"])
-def test_images_of_another_size_or_name_leave_nothing_behind(tmp_path: Path, format: Format) -> None:
+def test_images_of_another_size_or_name_leave_nothing_behind(tmp_path: Path, format: SeedFormatName) -> None:
     (tmp_path / "before").mkdir()
     annotations = annotated(tmp_path / "before")
     target = tmp_path / ("out.json" if format == "coco" else "out")

@@ -33,8 +33,7 @@ from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labelled_views import Labels
 from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.run import open_run
-from jacobinerf_ns.tasks import photo_files
-from jacobinerf_ns.tasks.masks import PropagateSettings, choose_annotations, propagate
+from jacobinerf_ns.tasks.masks import PropagateSettings, choose_annotations, draw_overlay, plan_files, propagate
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 
@@ -265,11 +264,11 @@ def test_a_coco_file_is_never_replaced(config_path: Path, tmp_path: Path, render
 def test_overlays_are_the_photos_under_the_labels_colours(tmp_path: Path):
     Image.new("RGB", (2, 1), (100, 0, 0)).save(tmp_path / "1.png")
     photo = Photo("1.png", tmp_path / "gone.png", tmp_path / "1.png", (1, 2), camera=None, truth=())  # type: ignore
-    pixels = np.asarray(photo_files.draw_overlay(photo, np.array([[0, 3]]), [WALL]))
+    pixels = np.asarray(draw_overlay(photo, np.array([[0, 3]]), [WALL]))
     assert pixels.tolist() == [[[100, 0, 0], [165, 80, 0]]]
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png cannot be read .* leave --overlays out"):
-        photo_files.draw_overlay(photo, np.array([[0, 3]]), [WALL])
+        draw_overlay(photo, np.array([[0, 3]]), [WALL])
 
 
 def changed_weights(path: Path) -> None:
@@ -566,7 +565,7 @@ def test_two_photos_of_one_stem_and_taken_names(tmp_path: Path):
     def photos(*names: str) -> list[Photo]:
         return [Photo(name, tmp_path / name, tmp_path / name, (2, 2), None, ()) for name in names]  # type: ignore
 
-    planned = photo_files.plan_files(photos("a/1.jpg", "b/1.jpg"), tmp_path, "labelme", overlays=True)
+    planned = plan_files(photos("a/1.jpg", "b/1.jpg"), tmp_path, "labelme", overlays=True)
     assert [path.relative_to(tmp_path).as_posix() for path in planned[1].paths] == [
         "label_maps/b/1.png",
         "b/1.json",
@@ -574,8 +573,8 @@ def test_two_photos_of_one_stem_and_taken_names(tmp_path: Path):
     ]
     for name in ("images/classes.jpg", "images/Propagation.jpg"):
         with pytest.raises(UserError, match=r"LabelMe file of photo .* is taken: use --format png"):
-            photo_files.plan_files(photos(name), tmp_path, "labelme", overlays=False)
-        assert photo_files.plan_files(photos(name), tmp_path, "png", overlays=False)
+            plan_files(photos(name), tmp_path, "labelme", overlays=False)
+        assert plan_files(photos(name), tmp_path, "png", overlays=False)
 
 
 def test_each_pixel_gets_the_id_under_its_centre():

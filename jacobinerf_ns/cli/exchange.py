@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
+from jacobinerf_ns.annotations.formats.registry import SeedFormatName
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.errors import UserError
 
@@ -47,7 +47,7 @@ class ExportSeeds:
     """The run's config.yml."""
     output: Path
     """The file for `coco`, the folder for the others."""
-    format: Literal["png", "coco", "labelme"] = "coco"
+    format: SeedFormatName = "coco"
     """Index PNGs, one COCO file of run lengths, or LabelMe files."""
     annotations: Path | None = None
     """Annotation file, instead of the run's own."""

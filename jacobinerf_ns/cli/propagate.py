@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jacobinerf_ns.annotations.formats.registry import FormatName
+
 if TYPE_CHECKING:
     from jacobinerf_ns.tasks.masks import Propagated
 
@@ -31,7 +33,7 @@ class Propagate:
     """Annotation file, instead of the run's own."""
     split: Literal["train", "test", "all"] = "all"
     """Photos the run was trained on, those held out, or both."""
-    format: Literal["png", "coco", "coco-polygons", "labelme"] = "png"
+    format: FormatName = "png"
     """An index PNG per photo, one annotations.coco.json of run lengths (CVAT) or of outlines (Label Studio, which reads
     no run lengths; the same pixels), or a LabelMe file per photo."""
     labels: tuple[str, ...] = ()

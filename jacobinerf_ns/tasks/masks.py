@@ -1,4 +1,8 @@
-"""Label maps of a capture's photos, rendered one after the other from a run and its annotations."""
+"""Label maps of a capture's photos, rendered one after the other from a run and its annotations.
+
+A label map is an array [height width] of label ids at the photo's original size, 0 where there is no label. Its index
+PNG marks the photo as finished; files of other formats and overlays are made from it, where they are not there yet.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,24 +13,35 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
+from PIL import Image
 
 from jacobinerf_ns.annotations.changes import label_named
+from jacobinerf_ns.annotations.formats.base import LabelFormat, label_file_names
 from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, write_legend
+from jacobinerf_ns.annotations.formats.registry import FormatName, load_format
 from jacobinerf_ns.annotations.schema import Annotations, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.settings import adjusted
 from jacobinerf_ns.annotations.store import read_annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_each, tensor_bytes
 from jacobinerf_ns.files.grids import resample
-from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labelled_views import Labels
-from jacobinerf_ns.photos import Photo, Split
+from jacobinerf_ns.photos import Photo, Split, check_capture_is_safe
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.run import Run, open_run
-from jacobinerf_ns.tasks import photo_files
-from jacobinerf_ns.tasks.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
+
+MANIFEST_NAME = "propagation.json"
+MAPS_FORMAT = "png"
+"""The format of the label maps themselves: whatever else is asked for is made from them."""
+MAPS_FOLDER = "label_maps"
+"""Where the index PNGs lie when another format is what was asked for."""
+OVERLAYS_FOLDER = "overlays"
+OVERLAY_OPACITY = 0.5
+JPEG_QUALITY = 90
 
 OVERRIDES = ("refine", "smooth", "space", "void_below")
 """Settings of propagation that hold for one run of the command, without a change of the annotation file."""
@@ -48,7 +63,7 @@ class PropagateSettings:
 
     split: Split = "all"
     """Photos the run was trained on, those held out, or both."""
-    format: OutputFormat = "png"
+    format: FormatName = "png"
     """Of the files."""
     labels: tuple[str, ...] = ()
     """Names of the labels that are written; none: all. Others still compete for pixels, and theirs become 0."""
@@ -116,16 +131,17 @@ def propagate(
     # What is clicked during a command of an hour must not change its later photos: these labels stay as they are.
     labels = run.fit(annotations)
     photos = run.photos(settings.split, settings.full_resolution)
-    planned = photo_files.plan_files(photos, folder, settings.format, settings.overlays)
-    common = [folder / LEGEND_NAME, *([folder / COCO_NAME] if settings.format in COCO_FORMATS else [])]
+    planned = plan_files(photos, folder, settings.format, settings.overlays)
+    form = load_format(settings.format)
+    common = [folder / LEGEND_NAME, *([folder / form.set_name] if form.set_name is not None else [])]
     paths = [*common, *(path for files in planned for path in files.paths)]
-    photo_files.check_capture_is_safe(folder, paths, photos)
+    check_capture_is_safe(folder, paths, photos)
     names = [path.relative_to(folder).as_posix() for path in paths]
     made_of = _made_of(run, annotations, written, photos, settings)
     claim_folder(folder / MANIFEST_NAME, made_of, names, _DIFFERENCES, settings.overwrite)
     unopposed = len(annotations.labels) == 1 and annotations.view.propagation.void_below == 0
     result = Propagated(folder, written, unopposed)
-    _write_all(labels, planned, result, settings.format)
+    _write_all(labels, planned, result, form)
     return result
 
 
@@ -174,6 +190,52 @@ def label_map(labels: Labels, photo: Photo, written: Sequence[Label]) -> Int[np.
     return resample(np.where(np.isin(ids, [label.id for label in written]), ids, VOID_ID), photo.size)
 
 
+@dataclass(frozen=True)
+class PhotoFiles:
+    """A photo and its files."""
+
+    photo: Photo
+    label_map: Path
+    """Index PNG; it marks the photo as finished."""
+    companion: Path | None
+    """File of the format that was asked for, where that has one for each photo."""
+    overlay: Path | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them."""
+        return [path for path in (self.label_map, self.companion, self.overlay) if path is not None]
+
+
+def plan_files(photos: Sequence[Photo], folder: Path, format: FormatName, overlays: bool) -> list[PhotoFiles]:
+    """The files of every photo in an output folder, named as the photos are.
+
+    Raises:
+        UserError: two photos cannot be told apart, or a name is taken by what else lies in the folder.
+    """
+    names = [photo.name for photo in photos]
+    maps = folder if format == MAPS_FORMAT else folder / MAPS_FOLDER
+    form = load_format(format)
+    own = format != MAPS_FORMAT and form.write_image is not None
+    pngs, jpegs = label_file_names(names, ".png"), label_file_names(names, ".jpg")
+    companions = label_file_names(names, form.suffix) if own else [None] * len(names)
+    for photo, name in zip(photos, companions, strict=True):
+        if name is not None and name.casefold() in (LEGEND_NAME, MANIFEST_NAME):
+            raise UserError(
+                f"the {form.title} file of photo {photo.name} would be {name}, which is taken: "
+                f"use --format {MAPS_FORMAT}"
+            )
+    return [
+        PhotoFiles(
+            photo,
+            label_map=maps / png,
+            companion=folder / companion if companion is not None else None,
+            overlay=folder / OVERLAYS_FOLDER / jpeg if overlays else None,
+        )
+        for photo, png, companion, jpeg in zip(photos, pngs, companions, jpegs, strict=True)
+    ]
+
+
 def _read_existing(path: Path) -> Annotations:
     hint = "click first (jacobinerf annotate, or the viewer)"
     if not path.is_file():
@@ -209,7 +271,7 @@ def _numbers(photo: Photo) -> Iterator[bytes]:
         yield b"" if tensor is None else tensor_bytes(tensor)
 
 
-def _write_all(fitted: Labels, planned: Sequence[PhotoFiles], result: Propagated, format: OutputFormat) -> None:
+def _write_all(fitted: Labels, planned: Sequence[PhotoFiles], result: Propagated, form: LabelFormat) -> None:
     labels = result.labels
     result.there_already = sum(files.label_map.exists() for files in planned)
     with _says_what_is_kept(result, len(planned)), progress_bar("photos") as progress:
@@ -218,18 +280,19 @@ def _write_all(fitted: Labels, planned: Sequence[PhotoFiles], result: Propagated
             write_legend(result.folder, labels)
         for files in planned:
             if files.label_map.exists():
-                ids = photo_files.read_finished(files, labels)
+                ids = _read_finished(files, labels)
             else:
                 ids = label_map(fitted, files.photo, labels)
                 write_index_png(files.label_map, ids, labels)
                 result.rendered += 1
                 progress.advance(task)
-            photo_files.write_companions(files, ids, labels)
+            _write_companions(files, ids, labels, form)
             values, counts = np.unique(ids, return_counts=True)
             result.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             result.photos.update(values.tolist())
-        if format in COCO_FORMATS:
-            photo_files.compile_coco(result.folder / COCO_NAME, planned, labels, polygons=format == "coco-polygons")
+        if form.write_set is not None and form.set_name is not None and not (result.folder / form.set_name).exists():
+            maps = ((files.photo.name, _read_finished(files, labels)) for files in planned)
+            form.write_set(result.folder / form.set_name, maps, labels)
 
 
 @contextmanager
@@ -244,3 +307,43 @@ def _says_what_is_kept(result: Propagated, total: int) -> Iterator[None]:
         raise UserError(
             f"{error}; {done} of {total} photos are done and kept: the same command goes on from there"
         ) from error.__cause__
+
+
+def _read_finished(files: PhotoFiles, labels: Sequence[Label]) -> Int[np.ndarray, "height width"]:
+    """A label map that an earlier run wrote. Errors: `UserError`, it is damaged or has become something else."""
+    ids = read_label_map(files.label_map, files.photo.size).numpy()
+    strange = set(np.unique(ids).tolist()) - {VOID_ID, *(label.id for label in labels)}
+    if strange:
+        raise UserError(
+            f"{files.label_map} has the id {min(strange)}, which no label has: remove the file to render it again"
+        )
+    return ids
+
+
+def _write_companions(
+    files: PhotoFiles, ids: Int[np.ndarray, "height width"], labels: Sequence[Label], form: LabelFormat
+) -> None:
+    """Write a photo's file of the format that was asked for, and its overlay, where they are planned and not there."""
+    if files.companion is not None and not files.companion.exists():
+        assert form.write_image is not None
+        form.write_image(files.companion, str(files.photo.path), ids, labels)
+    if files.overlay is not None and not files.overlay.exists():
+        picture = draw_overlay(files.photo, ids, labels)
+        with writing(files.overlay) as temporary:
+            picture.save(temporary, format="JPEG", quality=JPEG_QUALITY)
+
+
+def draw_overlay(photo: Photo, ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> Image.Image:
+    """The photo at its original size with the labels' colours over it. Errors: `UserError`, it cannot be read."""
+    path = photo.path if photo.path.is_file() else photo.trained
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB").resize(photo.size[::-1])
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {path} cannot be read ({error}): put it back, or leave --overlays out") from None
+    pixels = np.asarray(picture, dtype=np.float32)
+    table = np.zeros((max([0, *(label.id for label in labels)]) + 1, 3), dtype=np.float32)
+    for label in labels:
+        table[label.id] = label.colour
+    opacity = np.where(ids == VOID_ID, 0.0, OVERLAY_OPACITY).astype(np.float32)[..., None]
+    return Image.fromarray(np.rint(pixels + opacity * (table[ids] - pixels)).astype(np.uint8))

@@ -5,11 +5,11 @@ of the image, so that pixel x reaches from x to x + 1. A label map holds one lab
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -64,6 +64,75 @@ class LabelSource:
     """The legend, empty where there is none. It knows more of a label of that name than the region may."""
     images: Iterable[LabelledImage]
     """Those that have regions; decoded while they are iterated."""
+
+
+class ImageWriter(Protocol):
+    """Writes the label map of one photo."""
+
+    def __call__(
+        self,
+        path: Path,
+        photo: str,
+        ids: Int[np.ndarray, "height width"],
+        labels: Sequence[Label],
+        overwrite: bool = False,
+    ) -> None:
+        """Write the file at `path`; `photo` is the photo's path, absolute where the file should find it."""
+        ...
+
+
+class SetWriter(Protocol):
+    """Writes the label maps of all photos as one file."""
+
+    def __call__(
+        self,
+        path: Path,
+        images: Iterable[tuple[str, Int[np.ndarray, "height width"]]],
+        labels: Sequence[Label],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the file at `path` from names and label maps."""
+        ...
+
+
+class Opener(Protocol):
+    """Opens label files."""
+
+    def __call__(
+        self, files: Sequence[Path], folder: Path, known: Mapping[str, Size], labels: Sequence[Label]
+    ) -> LabelSource:
+        """Open the files of a folder; `known` and `labels` are as for `sources.open_source`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """How the files of a format are told from others, and read."""
+
+    open: Opener
+    one: str
+    """A file of it in words: `an index PNG`."""
+    many: str | None = None
+    """Files of it in words, where a folder may hold one for every photo; none: one file speaks of all photos."""
+    holds: Callable[[Any], bool] | None = None
+    """Whether the content of a JSON file is of the format; none: its suffix says so."""
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """A format of label files; it has one of the two writers."""
+
+    title: str
+    """In messages: `COCO`."""
+    suffix: str
+    """Of its files."""
+    write_image: ImageWriter | None = None
+    write_set: SetWriter | None = None
+    set_name: str | None = None
+    """What the one file of all photos is called in an output folder."""
+    reader: LabelReader | None = None
+    """None for a variant that another format of the table reads."""
 
 
 def load_json(path: Path) -> Any:

@@ -1,7 +1,8 @@
 """COCO: one JSON file for all images, regions as run lengths or polygons."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +12,12 @@ from pycocotools import mask as coco_mask
 
 from jacobinerf_ns.annotations.formats.base import (
     FoundLabel,
+    LabelFormat,
     LabelledImage,
+    LabelReader,
     LabelSource,
     Region,
+    Size,
     check_label_map,
     inner_box,
     read_json,
@@ -189,3 +193,27 @@ def fill_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Bool[np.nda
 
 def _called(entry: Entry) -> str:
     return f"annotation {entry.get('id', 'without id')}"
+
+
+def _write_polygons(
+    path: Path,
+    images: Iterable[tuple[str, Int[np.ndarray, "height width"]]],
+    labels: Sequence[Label],
+    overwrite: bool = False,
+) -> None:
+    write_coco(path, images, labels, polygons=True, overwrite=overwrite)
+
+
+def _open(files: Sequence[Path], folder: Path, known: Mapping[str, Size], labels: Sequence[Label]) -> LabelSource:
+    (path,) = files
+    return read_coco(path)
+
+
+COCO = LabelFormat(
+    "COCO",
+    ".json",
+    write_set=write_coco,
+    set_name="annotations.coco.json",
+    reader=LabelReader(_open, one="a COCO JSON file", holds=lambda content: {"annotations", "images"} <= set(content)),
+)
+COCO_POLYGONS = replace(COCO, write_set=_write_polygons, reader=None)

@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ from PIL import Image
 
 from jacobinerf_ns.annotations.formats.base import (
     FoundLabel,
+    LabelFormat,
     LabelledImage,
+    LabelReader,
+    LabelSource,
     Region,
+    Size,
     check_label_map,
     inner_box,
     inside_pixel,
     read_json,
 )
 from jacobinerf_ns.annotations.formats.coco import fill_polygons
+from jacobinerf_ns.annotations.formats.png import read_legend_of
 from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json
@@ -151,3 +156,18 @@ def _disc(points: list[tuple[float, float]], size: tuple[int, int]) -> Bool[np.n
     (x, y), (edge_x, edge_y) = points
     rows, columns = np.arange(size[0])[:, None] + 0.5, np.arange(size[1])[None, :] + 0.5
     return (columns - x) ** 2 + (rows - y) ** 2 <= (edge_x - x) ** 2 + (edge_y - y) ** 2
+
+
+def _open(files: Sequence[Path], folder: Path, known: Mapping[str, Size], labels: Sequence[Label]) -> LabelSource:
+    read = (read_labelme(path) for path in files)
+    return LabelSource(read_legend_of(folder), (image for image in read if image.regions))
+
+
+LABELME = LabelFormat(
+    "LabelMe",
+    ".json",
+    write_image=write_labelme,
+    reader=LabelReader(
+        _open, one="a LabelMe JSON file", many="LabelMe files", holds=lambda content: "shapes" in content
+    ),
+)

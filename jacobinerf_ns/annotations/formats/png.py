@@ -3,17 +3,29 @@
 The same two files are a capture's ground truth (`label_maps.py`): what is written here can be read there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from jacobinerf_ns.annotations.formats.base import FoundLabel, check_label_map, read_json
+from jacobinerf_ns.annotations.formats.base import (
+    FoundLabel,
+    ImageNames,
+    LabelFormat,
+    LabelledImage,
+    LabelReader,
+    LabelSource,
+    Region,
+    Size,
+    check_label_map,
+    read_json,
+)
 from jacobinerf_ns.annotations.schema import PALETTE, Colour, Label
+from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json, writing
-from jacobinerf_ns.files.index_maps import VOID_ID, read_classes
+from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
 from jacobinerf_ns.plain_errors import plain_errors
 
 LEGEND_NAME = "classes.json"
@@ -80,6 +92,43 @@ def read_found_labels(path: Path) -> tuple[FoundLabel, ...]:
     return tuple(FoundLabel(name, number, colours[number]) for number, name in names.items())
 
 
+def read_legend_of(folder: Path) -> tuple[FoundLabel, ...]:
+    """Return the legend in a folder of label files, or beside it, where a capture has it; empty where there is none."""
+    for path in (folder / LEGEND_NAME, folder.absolute().parent / LEGEND_NAME):
+        if path.is_file():
+            return read_found_labels(path)
+    return ()
+
+
+def open_index_pngs(
+    files: Sequence[Path], folder: Path, known: Mapping[str, Size], labels: Sequence[Label]
+) -> LabelSource:
+    """Open index PNGs, which are named as their photos; without a legend, ids are named by `labels`."""
+    legend = read_legend_of(folder)
+    if legend:
+        entries = {found.id: found for found in legend}
+    else:
+        entries = {label.id: FoundLabel(label.name, label.id) for label in labels}
+    names = ImageNames(known)
+
+    def images() -> Iterator[LabelledImage]:
+        for path in files:
+            relative = path.relative_to(folder).with_suffix("").as_posix()
+            name = names.match(relative, path, without_suffix=True)
+            ids = read_label_map(path, known[name]).numpy()
+            colours = {} if legend else palette_colours(path)
+            regions = []
+            for number in np.unique(ids[ids != VOID_ID]).tolist():
+                if legend and number not in entries:
+                    raise UserError(f"{path} has the id {number}, which {LEGEND_NAME} does not name: add it there")
+                found = entries.get(number) or FoundLabel(f"label {number}", number, colours.get(number))
+                regions.append(Region(found, "mask", ids == number))
+            if regions:
+                yield LabelledImage(name, known[name], tuple(regions))
+
+    return LabelSource(legend, images())
+
+
 def parse_colour(value: object) -> Colour | None:
     """A colour as other tools write it (`[230, 159, 0]` or `"#e69f00"`); None for anything else."""
     if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
@@ -111,3 +160,17 @@ def _palette(labels: Sequence[Label]) -> list[int]:
     for label in labels:
         colours[label.id] = label.colour
     return colours.flatten().tolist()
+
+
+def _write(
+    path: Path, photo: str, ids: Int[np.ndarray, "height width"], labels: Sequence[Label], overwrite: bool = False
+) -> None:
+    write_index_png(path, ids, labels, overwrite)
+
+
+INDEX_PNG = LabelFormat(
+    "index PNG",
+    ".png",
+    write_image=_write,
+    reader=LabelReader(open_index_pngs, one="an index PNG", many="index PNGs"),
+)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,9 +15,8 @@ from jacobinerf_ns.annotations.formats.base import (
     check_size,
     label_file_names,
 )
-from jacobinerf_ns.annotations.formats.coco import write_coco
-from jacobinerf_ns.annotations.formats.labelme import write_labelme
 from jacobinerf_ns.annotations.formats.png import write_index_png, write_legend
+from jacobinerf_ns.annotations.formats.registry import SeedFormatName, load_format
 from jacobinerf_ns.annotations.formats.sources import open_source
 from jacobinerf_ns.annotations.schema import MAX_ID, Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import MASK_FOLDER
@@ -26,8 +24,6 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.digests import digest
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import read_label_map
-
-Format = Literal["png", "coco", "labelme"]
 
 
 def import_seeds(
@@ -77,7 +73,7 @@ def export_seeds(
     annotations: Annotations,
     rasterise: Callable[[InImage], Bool[np.ndarray, "height width"]],
     target: Path,
-    format: Format,
+    format: SeedFormatName,
     known_images: Mapping[str, Size] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -107,20 +103,18 @@ def export_seeds(
     if not groups:
         raise UserError("no positive seed in any image: there is nothing to export")
     maps = ((name, _label_map(seeds, rasterise, (known_images or {}).get(name))) for name, seeds in groups.items())
-    if format == "coco":
-        write_coco(target, maps, annotations.labels, overwrite=overwrite)
+    form = load_format(format)
+    if form.write_set is not None:
+        form.write_set(target, maps, annotations.labels, overwrite=overwrite)
         return [target]
-    suffix = ".png" if format == "png" else ".json"
-    paths = [target / name for name in label_file_names(list(groups), suffix)]
+    assert form.write_image is not None
+    paths = [target / name for name in label_file_names(list(groups), form.suffix)]
     taken = [path for path in paths if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} is there already: choose another folder, or ask to overwrite it")
     write_legend(target, annotations.labels, overwrite)
     for path, (name, ids) in zip(paths, maps, strict=True):
-        if format == "png":
-            write_index_png(path, ids, annotations.labels, overwrite)
-        else:
-            write_labelme(path, name, ids, annotations.labels, overwrite)
+        form.write_image(path, name, ids, annotations.labels, overwrite)
     return paths
 
 
