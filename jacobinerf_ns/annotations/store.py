@@ -4,12 +4,13 @@ import errno
 import json
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from jacobinerf_ns.annotations.changes import carry_over
 from jacobinerf_ns.annotations.schema import VERSION, Annotations
@@ -23,6 +24,7 @@ HISTORY = 200
 """Changes that can be undone."""
 LOCK_SECONDS = 10.0
 """How long a change waits for another program that is writing the same file."""
+_POLL_SECONDS = 0.01
 MASK_FOLDER = "masks"
 """Where index PNGs of mask seeds lie, beside the annotation file."""
 
@@ -230,44 +232,26 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keeps other programs from changing `path`; where files cannot be locked, goes on without.
+    """Keep other programs from changing `path`; where files cannot be locked, go on without.
 
     The lock is a file of its own, since the annotation file is replaced by every change.
     """
-    handle = None
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place, timeout=LOCK_SECONDS, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{path} has been locked by another program for {LOCK_SECONDS:g} seconds: end it, and try again"
+        ) from None
     except OSError:
-        # A folder that cannot be written: writing the file itself will say so.
+        # A file system without locks; or a folder that cannot be written, and writing the file itself will say so.
         pass
     try:
-        if handle is not None:
-            _wait_for_lock(handle, path)
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _wait_for_lock(handle: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{path} has been locked by another program for {LOCK_SECONDS:g} seconds: end it, and try again"
-                ) from None
-            time.sleep(0.01)
-        except OSError:
-            return
+        lock.release()
 
 
 def _remedy(error: OSError) -> str:
