@@ -13,7 +13,7 @@ from test_annotations import IMAGE, click, every_kind, two_labels
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
-from jacobinerf_ns.annotations.rays import seed_rays, world_box, world_click
+from jacobinerf_ns.annotations.rays import SeedRays, seed_rays, world_box, world_click
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Label, Mask, Scribble, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.names import find_image, image_name
@@ -189,6 +189,13 @@ def test_an_unknown_image_is_answered_with_the_closest_names():
         find_image("kitchen", FILES)
 
 
+def said(found: SeedRays, annotations: Annotations) -> tuple[list[int], list[bool]]:
+    """Position of the label of each ray's seed, and whether the seed is positive."""
+    positions = {label.id: position for position, label in enumerate(annotations.labels)}
+    seeds = [annotations.seeds[place] for place in found.index.tolist()]
+    return [positions[seed.label] for seed in seeds], [not seed.negative for seed in seeds]
+
+
 def assert_same_rays(found, expected):
     for name in ("origins", "directions", "pixel_area", "camera_indices"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
@@ -205,8 +212,7 @@ def test_rays_are_trainings_own():
     )
     assert found.rays.shape == (3,)
     assert_same_rays(found.rays, expected)
-    assert found.labels.tolist() == [1, 0, 2]
-    assert found.positive.tolist() == [True, False, True]
+    assert said(found, annotations) == ([1, 0, 2], [True, False, True])
     assert found.index.tolist() == [0, 1, 2]
     undistorted = seed_rays(annotations, Path(), some_cameras(distortion=False), FILES, WORLD).rays
     assert not torch.allclose(undistorted.directions, found.rays.directions, atol=1e-3)
@@ -219,7 +225,7 @@ def test_seeds_of_the_original_image_on_smaller_cameras():
     assert_same_rays(found, expected)
     # A box of 8x8 pixels covers 2x2 of the camera: four rays, not sixty-four.
     box = Box(label=1, image="0001.png", width=96, height=72, corner=(8, 8), opposite=(15, 15))
-    assert len(seed_rays(labelled(box), Path(), some_cameras(), FILES, WORLD).labels) == 4
+    assert len(seed_rays(labelled(box), Path(), some_cameras(), FILES, WORLD).index) == 4
     wrong = Click(label=1, image="0001.png", width=96, height=96, pixel=(0, 0))
     with pytest.raises(UserError, match=r"click \(0, 0\) in 0001\.png: its pixels are counted in 96x96"):
         seed_rays(labelled(wrong), Path(), some_cameras(), FILES, WORLD)
@@ -252,8 +258,9 @@ def test_regions_are_spread_over_at_most_so_many_rays(tmp_path: Path):
     found = seed_rays(annotations, tmp_path, some_cameras(), FILES, WORLD, max_per_seed=20)
     assert found.index.bincount().tolist() == [1, 1, 20, 20, 20, 1]
     assert found.index.tolist() == sorted(found.index.tolist())
-    assert found.labels.tolist() == [0, 1] + [0] * 40 + [1] * 21
-    assert found.positive.tolist() == [True] * 22 + [False] * 20 + [True] * 21
+    labels, positive = said(found, annotations)
+    assert labels == [0, 1] + [0] * 40 + [1] * 21
+    assert positive == [True] * 22 + [False] * 20 + [True] * 21
     assert len(found.rays) == len(found.index) == 63
     full = seed_rays(annotations, tmp_path, some_cameras(), FILES, WORLD)
     assert full.index.bincount().tolist()[3:5] == [256, 256]
@@ -264,13 +271,14 @@ def test_clicks_in_space_are_rays_like_a_pixels():
     space = world_click(frame, (-4.0, 2.0, 8.0), (0.0, 3.0, 0.0), label=7, negative=True)
     assert space == SpaceClick(label=7, negative=True, origin=(1, 2, 3), direction=(1, 0, 0))
     cameras = some_cameras()
-    found = seed_rays(labelled(click(1, 2, 3), space, click(1, 4, 5)), Path(), cameras, FILES, frame)
+    annotations = labelled(click(1, 2, 3), space, click(1, 4, 5))
+    found = seed_rays(annotations, Path(), cameras, FILES, frame)
     assert found.rays.origins[1].tolist() == [-4, 2, 8]
     assert found.rays.directions[1].tolist() == [0, 1, 0]
     assert found.rays.camera_indices is not None
     assert found.rays.camera_indices.flatten().tolist() == [3, 0, 3]
     assert found.rays.pixel_area[1].item() == pytest.approx(1 / (20 * 21), rel=0.1)
-    assert (found.labels.tolist(), found.positive.tolist()) == ([0, 1, 0], [True, False, True])
+    assert said(found, annotations) == ([0, 1, 0], [True, False, True])
     assert found.index.tolist() == [0, 1, 2]
     # The other rays are not moved.
     alone = seed_rays(labelled(click(1, 2, 3), click(1, 4, 5)), Path(), cameras, FILES, frame)
@@ -293,8 +301,8 @@ def test_a_box_drawn_on_the_screen_is_a_grid_of_rays_through_it():
 
 def test_no_seeds_are_no_rays():
     found = seed_rays(changes.add_label(Annotations(), "chair")[0], Path(), some_cameras(), FILES, WORLD)
-    assert (len(found.rays), found.labels.tolist(), found.positive.tolist(), found.index.tolist()) == (0, [], [], [])
-    assert (found.labels.dtype, found.positive.dtype) == (torch.long, torch.bool)
+    assert (len(found.rays), found.weights.tolist(), found.index.tolist()) == (0, [], [])
+    assert (found.weights.dtype, found.index.dtype) == (torch.float32, torch.long)
 
 
 def test_an_unknown_image_stops_everything():

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.rasterise import describe, rasterise, spread, to_camera
-from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed, SpaceBox, SpaceClick
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Mask, Scribble, SpaceBox, SpaceClick
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.names import find_image
 
@@ -23,16 +24,12 @@ BOX_SIDE = 8
 
 
 class SeedRays(NamedTuple):
-    """One ray per seed pixel."""
+    """The rays of seeds: one for each pixel, or for each direction of a seed in space."""
 
     rays: RayBundle
     """Flat; those of pixels are exactly training's, before any pose correction of the camera optimiser."""
-    labels: Int[Tensor, "seeds"]
-    """Position of the label in `annotations.labels`."""
-    positive: Bool[Tensor, "seeds"]
-    """False: the pixel is not of the label."""
     weights: Float[Tensor, "seeds"]
-    """Pixels of the camera that each stands for."""
+    """Pixels of the camera that each stands for; 1 for a ray in space."""
     index: Int[Tensor, "seeds"]
     """Position of the seed in `annotations.seeds`."""
 
@@ -54,7 +51,7 @@ def seed_rays(
     world: WorldFrame,
     max_per_seed: int = 256,
 ) -> SeedRays:
-    """The rays of all seeds, in the order of the file.
+    """Return the rays of all seeds, in the order of the file.
 
     Args:
         annotations: what the user said.
@@ -67,20 +64,21 @@ def seed_rays(
     Raises:
         UserError: an image is unknown, ambiguous or of another aspect ratio, or a mask file is not usable.
     """
-    positions = {label.id: position for position, label in enumerate(annotations.labels)}
-    pixels = [_pixels(seed, folder, cameras, filenames, max_per_seed) for seed in annotations.seeds]
+    in_image = {place: seed for place, seed in enumerate(annotations.seeds) if isinstance(seed, InImage)}
+    in_space = {place: seed for place, seed in enumerate(annotations.seeds) if not isinstance(seed, InImage)}
+    pixels = [_pixels(seed, folder, cameras, filenames, max_per_seed) for seed in in_image.values()]
+    directions = [_space_directions(seed) for seed in in_space.values()]
     rays = _pixel_rays(pixels, cameras)
-    counts = [len(part.xy) for part in pixels]
-    _aim(rays, annotations.seeds, counts, world)
-    seeds = [seed for seed, count in zip(annotations.seeds, counts, strict=True) for _ in range(count)]
+    if in_space:
+        rays = _joined(rays, _space_rays(list(in_space.values()), directions, cameras, world))
+    counts = torch.tensor([*(len(part.xy) for part in pixels), *map(len, directions)], dtype=torch.long)
+    weights = torch.tensor([*(part.weight for part in pixels), *(1.0 for _ in directions)], dtype=torch.float32)
+    index = torch.tensor([*in_image, *in_space], dtype=torch.long).repeat_interleave(counts)
+    order = index.argsort(stable=True)
     return SeedRays(
-        rays,
-        torch.tensor([positions[seed.label] for seed in seeds], dtype=torch.long, device=cameras.device),
-        torch.tensor([not seed.negative for seed in seeds], dtype=torch.bool, device=cameras.device),
-        torch.tensor([part.weight for part in pixels for _ in part.xy], dtype=torch.float32, device=cameras.device),
-        torch.tensor([place for place, count in enumerate(counts) for _ in range(count)], dtype=torch.long).to(
-            cameras.device
-        ),
+        rays[order.to(cameras.device)],
+        weights.repeat_interleave(counts)[order].to(cameras.device),
+        index[order].to(cameras.device),
     )
 
 
@@ -91,7 +89,7 @@ def world_click(
     label: int,
     negative: bool = False,
 ) -> SpaceClick:
-    """A click in the viewer as a seed.
+    """Return a click in the viewer as a seed.
 
     Args:
         frame: where the run's dataparser has put the world.
@@ -116,7 +114,7 @@ def world_box(
     label: int,
     negative: bool = False,
 ) -> SpaceBox:
-    """A rectangle that was drawn on the viewer's screen as a seed.
+    """Return a rectangle that was drawn on the viewer's screen as a seed.
 
     Args:
         frame: where the run's dataparser has put the world.
@@ -140,11 +138,10 @@ def world_box(
     )
 
 
-def _pixels(seed: Seed, folder: Path, cameras: Cameras, filenames: Sequence[Path], max_per_seed: int) -> _Pixels:
-    """The pixels of a seed; for one in space the middle of the first image, whose pixel is a typical one."""
-    if not isinstance(seed, InImage):
-        width, height = _size(cameras, 0)
-        return _Pixels(0, np.repeat([[width // 2, height // 2]], len(_space_directions(seed)), axis=0))
+def _pixels(
+    seed: Click | Scribble | Box | Mask, folder: Path, cameras: Cameras, filenames: Sequence[Path], max_per_seed: int
+) -> _Pixels:
+    """Return the pixels of a training camera that a seed stands for."""
     camera = find_image(seed.image, filenames)
     width, height = _size(cameras, camera)
     xy = np.argwhere(rasterise(seed, folder))[:, ::-1]
@@ -164,7 +161,7 @@ def _size(cameras: Cameras, index: int) -> tuple[int, int]:
 
 
 def _pixel_rays(pixels: Sequence[_Pixels], cameras: Cameras) -> RayBundle:
-    """Rays through the centres of pixels, generated as training generates its own."""
+    """Return rays through the centres of pixels, generated as training generates its own."""
     if not pixels:
         pixels = [_Pixels(0, np.empty((0, 2), dtype=np.int64))]
     rows_columns = torch.from_numpy(np.concatenate([part.xy for part in pixels])[:, ::-1].copy())
@@ -173,25 +170,41 @@ def _pixel_rays(pixels: Sequence[_Pixels], cameras: Cameras) -> RayBundle:
     return cameras.generate_rays(camera_indices=indices.to(cameras.device), coords=coords)
 
 
-def _aim(rays: RayBundle, seeds: Sequence[Seed], counts: Sequence[int], world: WorldFrame) -> None:
-    """Puts the rays of seeds in space where they belong; their pixel area and metadata stay those of a pixel."""
-    starts = np.cumsum([0, *counts])
-    aimed = [(start, seed) for start, seed in zip(starts, seeds, strict=False) if not isinstance(seed, InImage)]
-    if not aimed:
-        return
-    towards = [_space_directions(seed) for _, seed in aimed]
-    rows = torch.cat([torch.arange(len(part)) + start for (start, _), part in zip(aimed, towards, strict=True)])
-    rows = rows.to(rays.origins.device)
-    origins = torch.tensor(
-        [seed.origin for (_, seed), part in zip(aimed, towards, strict=True) for _ in part], dtype=torch.float64
+def _space_rays(
+    seeds: Sequence[SpaceClick | SpaceBox],
+    directions: Sequence[Float[Tensor, "rays 3"]],
+    cameras: Cameras,
+    world: WorldFrame,
+) -> RayBundle:
+    """Return the rays of seeds in space, as wide as that of a typical pixel: the middle one of the first image.
+
+    nerfstudio looks appearance up by camera, so these have one too: the first.
+    """
+    counts = torch.tensor([len(part) for part in directions])
+    origins = torch.tensor([seed.origin for seed in seeds], dtype=torch.float64).repeat_interleave(counts, dim=0)
+    width, height = _size(cameras, 0)
+    typical = _pixel_rays([_Pixels(0, np.array([[width // 2, height // 2]]))], cameras)
+    rays = typical[torch.zeros(len(origins), dtype=torch.long, device=cameras.device)]
+    return replace(
+        rays,
+        origins=world.points_to_scene(origins).to(rays.origins),
+        directions=world.directions_to_scene(torch.cat(list(directions))).to(rays.directions),
     )
-    directions = torch.cat(towards)
-    rays.origins = rays.origins.index_copy(0, rows, world.points_to_scene(origins).to(rays.origins))
-    rays.directions = rays.directions.index_copy(0, rows, world.directions_to_scene(directions).to(rays.directions))
+
+
+def _joined(first: RayBundle, second: RayBundle) -> RayBundle:
+    """Return flat rays of the same cameras one after the other."""
+    parts = {
+        name: torch.cat([getattr(first, name), getattr(second, name)])
+        for name in ("origins", "directions", "pixel_area", "camera_indices", "times")
+        if getattr(first, name) is not None
+    }
+    metadata = {name: torch.cat([value, second.metadata[name]]) for name, value in first.metadata.items()}
+    return RayBundle(**parts, metadata=metadata)
 
 
 def _space_directions(seed: SpaceClick | SpaceBox) -> Float[Tensor, "rays 3"]:
-    """Of a click its direction; of a box those through the middles of a grid over it. World frame."""
+    """Return a click's direction, or those through the middles of a grid over a box. World frame."""
     if isinstance(seed, SpaceClick):
         return torch.tensor([seed.direction], dtype=torch.float64)
     first, second, third, fourth = (torch.tensor(corner, dtype=torch.float64) for corner in seed.corners)

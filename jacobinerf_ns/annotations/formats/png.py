@@ -22,11 +22,10 @@ from jacobinerf_ns.annotations.formats.base import (
     check_label_map,
     read_json,
 )
-from jacobinerf_ns.annotations.schema import PALETTE, Colour, Label
+from jacobinerf_ns.annotations.schema import Colour, Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json, writing
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
-from jacobinerf_ns.plain_errors import plain_errors
 
 LEGEND_NAME = "classes.json"
 
@@ -69,20 +68,6 @@ def write_legend(folder: Path, labels: Sequence[Label], overwrite: bool = False)
     if overwrite or not path.is_file() or read_json(path) != content:
         write_json(path, content, overwrite)
     return path
-
-
-def read_legend(path: Path) -> tuple[Label, ...]:
-    """Reads `classes.json`; labels without a colour get one from the palette.
-
-    Raises:
-        UserError: the file is damaged, or an id, name or colour is not one a label can have.
-    """
-    labels = []
-    for number, found in enumerate(read_found_labels(path)):
-        with plain_errors(f"{path}: class {found.id} ({found.name})"):
-            colour = found.colour or PALETTE[number % len(PALETTE)]
-            labels.append(Label(id=found.id or VOID_ID, name=found.name, colour=colour))
-    return tuple(labels)
 
 
 def read_found_labels(path: Path) -> tuple[FoundLabel, ...]:
