@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from jacobinerf_ns.annotations.formats import base
-from jacobinerf_ns.annotations.formats.base import FoundLabel, ImageNames, inner_box, inside_pixel, label_file_names
+from jacobinerf_ns.annotations.formats.base import FileLabel, ImageNames, inner_box, inside_pixel, label_file_names
 from jacobinerf_ns.annotations.formats.labelme import read_labelme, write_labelme
 from jacobinerf_ns.annotations.formats.png import (
     palette_colours,
     parse_colour,
-    read_found_labels,
+    read_legend,
     write_index_png,
     write_legend,
 )
@@ -169,26 +169,26 @@ def test_large_ids_need_16_bits_in_every_map(tmp_path: Path) -> None:
     assert palette_colours(tmp_path / "a.png") == {}
 
 
-def as_found(label: Label) -> FoundLabel:
-    return FoundLabel(label.name, label.id, label.colour)
+def as_found(label: Label) -> FileLabel:
+    return FileLabel(label.name, label.id, label.colour)
 
 
 def test_legend_is_the_captures_class_list(tmp_path: Path) -> None:
     path = write_legend(tmp_path, [WALL, CHAIR, FAR])
     assert path == tmp_path / "classes.json"
     assert read_classes(path) == {255: "Wand ä", 2: "chair", 65535: "far"}
-    assert read_found_labels(path) == tuple(map(as_found, (WALL, CHAIR, FAR)))
+    assert read_legend(path) == tuple(map(as_found, (WALL, CHAIR, FAR)))
     write_legend(tmp_path, [WALL, CHAIR, FAR])  # The same: an interrupted run goes on.
     with pytest.raises(UserError, match=r"classes\.json is there already"):
         write_legend(tmp_path, [CHAIR])
     write_legend(tmp_path, [CHAIR], overwrite=True)
-    assert read_found_labels(path) == (as_found(CHAIR),)
+    assert read_legend(path) == (as_found(CHAIR),)
 
 
 def test_legend_of_somebody_else(tmp_path: Path) -> None:
     path = tmp_path / "classes.json"
     path.write_text('{"classes": [{"id": 0, "name": "void"}, {"id": 3, "name": "cat", "color": "red"}]}')
-    (label,) = read_found_labels(path)
+    (label,) = read_legend(path)
     assert (label.id, label.name, label.colour) == (3, "cat", None)
 
 

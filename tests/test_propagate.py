@@ -17,10 +17,10 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from tiny import start, tiny_capture, tiny_config
 
-from jacobinerf_ns.annotations.formats.base import FoundLabel
+from jacobinerf_ns.annotations.formats.base import FileLabel
 from jacobinerf_ns.annotations.formats.coco import read_coco
 from jacobinerf_ns.annotations.formats.labelme import read_labelme
-from jacobinerf_ns.annotations.formats.png import read_found_labels
+from jacobinerf_ns.annotations.formats.png import read_legend
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.store import write_annotations
 from jacobinerf_ns.cli.propagate import INTERRUPTED, Propagate
@@ -44,8 +44,8 @@ LAMP = Label(id=9, name="lamp", colour=(0, 158, 115))
 WIDTH, HEIGHT = 24, 18
 
 
-def as_found(label: Label) -> FoundLabel:
-    return FoundLabel(label.name, label.id, label.colour)
+def as_found(label: Label) -> FileLabel:
+    return FileLabel(label.name, label.id, label.colour)
 
 
 def click(label: Label, image: str, pixel: tuple[int, int], negative: bool = False) -> Click:
@@ -132,7 +132,7 @@ def test_index_pngs_are_what_the_model_shows(config_path: Path, tmp_path: Path):
     assert result.share(0) == pytest.approx(counted[0] / counted.sum())
     with Image.open(result.folder / maps[0]) as picture:
         assert (picture.mode, picture.size) == ("P", (24, 18))
-    assert read_found_labels(result.folder / "classes.json") == tuple(map(as_found, (WALL, FLOOR)))
+    assert read_legend(result.folder / "classes.json") == tuple(map(as_found, (WALL, FLOOR)))
     assert result.photos[3] == sum(3 in png(result.folder / name) for name in maps)
 
 
@@ -519,7 +519,7 @@ def test_settings_hold_for_the_run_only(config_path: Path, tmp_path: Path, monke
 def test_labels_that_are_not_asked_for_still_compete(config_path: Path, tmp_path: Path):
     both = propagate(config_path, tmp_path / "both").folder
     alone = propagate(config_path, tmp_path / "alone", PropagateSettings(labels=("floor",)))
-    assert read_found_labels(alone.folder / "classes.json") == (as_found(FLOOR),)
+    assert read_legend(alone.folder / "classes.json") == (as_found(FLOOR),)
     assert not alone.unopposed
     for number in range(6):
         ids = png(both / f"000{number}.png")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from jacobinerf_ns.run import Run
     from jacobinerf_ns.tasks.feature_field.heads import FeatureField
-    from jacobinerf_ns.tasks.queries import Box
+    from jacobinerf_ns.tasks.queries import PixelBox
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Query:
         photos = list_photos(run.pipeline.datamanager, "train")
         return feature_field, query_of_photo(run.pipeline.model, feature_field, photos, self.image, self._box())
 
-    def _box(self) -> "Box":
+    def _box(self) -> "PixelBox":
         if self.box is not None:
             return self.box
         assert self.click is not None

@@ -33,11 +33,11 @@ HEAT_MAPS, MASKS = "heat_maps", "masks"
 MAX_PIXELS = 1024
 """Pixels of a box that a query is made of; of more, some that are spread evenly over it."""
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 """x0 y0 x1 y1 in pixels (column, row): two opposite corners, both inside."""
 
 
-def box_pixels(box: Box, size: tuple[int, int], name: str) -> Int[np.ndarray, "pixels 2"]:
+def box_pixels(box: PixelBox, size: tuple[int, int], name: str) -> Int[np.ndarray, "pixels 2"]:
     """At most `MAX_PIXELS` (x, y) pixels of a box in an image of `size` (height, width).
 
     Raises:
@@ -56,7 +56,7 @@ def box_pixels(box: Box, size: tuple[int, int], name: str) -> Int[np.ndarray, "p
 
 
 def query_of_photo(
-    model: JacobiNeRFModel, feature_field: FeatureField, photos: Sequence[Photo], name: str, box: Box
+    model: JacobiNeRFModel, feature_field: FeatureField, photos: Sequence[Photo], name: str, box: PixelBox
 ) -> Float[Tensor, "features"]:
     """Query by a box of a photo, in pixels of the original.
 
@@ -83,7 +83,7 @@ def query_of_pixels(
     return _mean_direction(torch.cat(parts), "the pixels that were named see nothing: choose others")
 
 
-def query_of_picture(extractor: Extractor, path: Path, box: Box | None = None) -> Float[Tensor, "features"]:
+def query_of_picture(extractor: Extractor, path: Path, box: PixelBox | None = None) -> Float[Tensor, "features"]:
     """Mean direction of the teacher's features of any image file, or of a box in it, on the CPU.
 
     Errors: `UserError` for a file that is no image or that the teacher cannot serve, or a box outside of it.

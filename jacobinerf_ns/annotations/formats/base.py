@@ -26,7 +26,7 @@ _NO_FOLDER = ("/", "..")
 
 
 @dataclass(frozen=True)
-class FoundLabel:
+class FileLabel:
     """A label as a file gives it."""
 
     name: str
@@ -38,7 +38,7 @@ class FoundLabel:
 class Region:
     """One marked part of an image."""
 
-    label: FoundLabel
+    label: FileLabel
     kind: Literal["mask", "click", "scribble", "box"]
     mask: Bool[np.ndarray, "height width"] | None = None
     """For `mask`: its pixels."""
@@ -60,7 +60,7 @@ class LabelledImage:
 class LabelSource:
     """A label file or a folder of them."""
 
-    labels: tuple[FoundLabel, ...]
+    labels: tuple[FileLabel, ...]
     """The legend, empty where there is none. It knows more of a label of that name than the region may."""
     images: Iterable[LabelledImage]
     """Those that have regions; decoded while they are iterated."""

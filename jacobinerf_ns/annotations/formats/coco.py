@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
 from jacobinerf_ns.annotations.formats.base import (
-    FoundLabel,
+    FileLabel,
     LabelFormat,
     LabelledImage,
     LabelReader,
@@ -93,7 +93,7 @@ def read_coco(path: Path) -> LabelSource:
     content = read_json(path)
     images = {entry["id"]: entry for entry in _entries(path, content, "images", ("id", "width", "height"), "file_name")}
     labels = {
-        entry["id"]: FoundLabel(entry["name"], entry["id"], parse_colour(entry.get("color")))
+        entry["id"]: FileLabel(entry["name"], entry["id"], parse_colour(entry.get("color")))
         for entry in _entries(path, content, "categories", ("id",), "name")
     }
     regions: dict[int, list[Entry]] = {}
@@ -142,7 +142,7 @@ def _entries(path: Path, content: Entry, key: str, numbers: tuple[str, ...], tex
 
 
 def _decoded(
-    path: Path, images: dict[int, Entry], labels: dict[int, FoundLabel], regions: dict[int, list[Entry]]
+    path: Path, images: dict[int, Entry], labels: dict[int, FileLabel], regions: dict[int, list[Entry]]
 ) -> Iterator[LabelledImage]:
     for number, entries in regions.items():
         image = images[number]
@@ -151,7 +151,7 @@ def _decoded(
         yield LabelledImage(image["file_name"], size, decoded)
 
 
-def _decode(path: Path, entry: Entry, size: tuple[int, int], label: FoundLabel) -> Region:
+def _decode(path: Path, entry: Entry, size: tuple[int, int], label: FileLabel) -> Region:
     segmentation = entry.get("segmentation")
     try:
         if isinstance(segmentation, dict):

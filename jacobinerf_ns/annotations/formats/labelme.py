@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 
 from jacobinerf_ns.annotations.formats.base import (
-    FoundLabel,
+    FileLabel,
     LabelFormat,
     LabelledImage,
     LabelReader,
@@ -117,7 +117,7 @@ def _regions(shape: dict[str, Any], size: tuple[int, int]) -> Iterator[Region]:
     kind = shape.get("shape_type") or "polygon"
     if not isinstance(shape["label"], str):
         raise TypeError(f"label {shape['label']} is no text")
-    label = FoundLabel(shape["label"])
+    label = FileLabel(shape["label"])
     points = [(float(x), float(y)) for x, y in shape["points"]]
     if kind == "mask":
         yield Region(label, "mask", _mask(shape["mask"], points, size))

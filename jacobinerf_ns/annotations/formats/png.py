@@ -11,7 +11,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from jacobinerf_ns.annotations.formats.base import (
-    FoundLabel,
+    FileLabel,
     ImageNames,
     LabelFormat,
     LabelledImage,
@@ -70,18 +70,18 @@ def write_legend(folder: Path, labels: Sequence[Label], overwrite: bool = False)
     return path
 
 
-def read_found_labels(path: Path) -> tuple[FoundLabel, ...]:
+def read_legend(path: Path) -> tuple[FileLabel, ...]:
     """Reads `classes.json` as it is. Errors: `UserError`."""
     names = read_classes(path)
     colours = {entry["id"]: parse_colour(entry.get("color")) for entry in read_json(path)["classes"]}
-    return tuple(FoundLabel(name, number, colours[number]) for number, name in names.items())
+    return tuple(FileLabel(name, number, colours[number]) for number, name in names.items())
 
 
-def read_legend_of(folder: Path) -> tuple[FoundLabel, ...]:
+def read_legend_of(folder: Path) -> tuple[FileLabel, ...]:
     """Return the legend in a folder of label files, or beside it, where a capture has it; empty where there is none."""
     for path in (folder / LEGEND_NAME, folder.absolute().parent / LEGEND_NAME):
         if path.is_file():
-            return read_found_labels(path)
+            return read_legend(path)
     return ()
 
 
@@ -93,7 +93,7 @@ def open_index_pngs(
     if legend:
         entries = {found.id: found for found in legend}
     else:
-        entries = {label.id: FoundLabel(label.name, label.id) for label in labels}
+        entries = {label.id: FileLabel(label.name, label.id) for label in labels}
     names = ImageNames(known)
 
     def images() -> Iterator[LabelledImage]:
@@ -106,7 +106,7 @@ def open_index_pngs(
             for number in np.unique(ids[ids != VOID_ID]).tolist():
                 if legend and number not in entries:
                     raise UserError(f"{path} has the id {number}, which {LEGEND_NAME} does not name: add it there")
-                found = entries.get(number) or FoundLabel(f"label {number}", number, colours.get(number))
+                found = entries.get(number) or FileLabel(f"label {number}", number, colours.get(number))
                 regions.append(Region(found, "mask", ids == number))
             if regions:
                 yield LabelledImage(name, known[name], tuple(regions))

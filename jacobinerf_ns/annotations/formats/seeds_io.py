@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.annotations.changes import add_label, next_id
 from jacobinerf_ns.annotations.formats.base import (
-    FoundLabel,
+    FileLabel,
     ImageNames,
     LabelledImage,
     Size,
@@ -121,11 +121,11 @@ def export_seeds(
 class _LabelPlan:
     """Gives each label of a file its label here; remembers which are new."""
 
-    def __init__(self, annotations: Annotations, legend: Sequence[FoundLabel], source: Path) -> None:
+    def __init__(self, annotations: Annotations, legend: Sequence[FileLabel], source: Path) -> None:
         self._annotations = annotations
         self._old = len(annotations.labels)
         self._source = source
-        self._legend: dict[str, FoundLabel] = {}
+        self._legend: dict[str, FileLabel] = {}
         for found in legend:
             self._legend.setdefault(found.name.strip(), found)
         self._wanted = {found.id for found in legend if found.id is not None and 1 <= found.id <= MAX_ID}
@@ -135,7 +135,7 @@ class _LabelPlan:
         """All labels so far."""
         return self._annotations.labels
 
-    def label(self, found: FoundLabel) -> Label:
+    def label(self, found: FileLabel) -> Label:
         """The label of that name, made at its first use. Errors: `UserError`."""
         name = found.name.strip()
         for label in self.labels:
