@@ -17,7 +17,11 @@ Item = TypeVar("Item", Label, Seed, Edit)
 
 
 def label_named(annotations: Annotations, name: str) -> Label:
-    """The label of that name. Errors: `UserError` with the closest names there are."""
+    """Return the label of that name.
+
+    Raises:
+        UserError: there is none; the message has the closest names.
+    """
     for label in annotations.labels:
         if label.name == name.strip():
             return label
@@ -33,7 +37,7 @@ def add_label(
     colour: Colour | None = None,
     id: int | None = None,
 ) -> tuple[Annotations, Label]:
-    """Adds a label without seeds: by default with the next free id, and the first colour of the palette not in use."""
+    """Add a label without seeds: by default with the next free id, and the first colour of the palette not in use."""
     if id is None:
         id = next_id(label.id for label in annotations.labels)
     with plain_errors(f"label {name!r}"):
@@ -42,7 +46,7 @@ def add_label(
 
 
 def remove_label(annotations: Annotations, label_id: int) -> Annotations:
-    """Takes a label away, with its seeds, its edits and its selection."""
+    """Take a label away, with its seeds, its edits and its selection."""
     _check_id(annotations, label_id)
     return _changed(
         annotations,
@@ -54,32 +58,32 @@ def remove_label(annotations: Annotations, label_id: int) -> Annotations:
 
 
 def rename_label(annotations: Annotations, label_id: int, name: str) -> Annotations:
-    """Gives a label another name; its id, and so its seeds and edits, stay."""
+    """Give a label another name; its id, and so its seeds and edits, stay."""
     return _relabel(annotations, label_id, name=name)
 
 
 def recolour_label(annotations: Annotations, label_id: int, colour: Colour) -> Annotations:
-    """Gives a label another colour (0..255)."""
+    """Give a label another colour (0..255)."""
     return _relabel(annotations, label_id, colour=colour)
 
 
 def add_seed(annotations: Annotations, seed: Seed) -> Annotations:
-    """Adds a seed at the end."""
+    """Add a seed at the end."""
     return _changed(annotations, seeds=(*annotations.seeds, seed))
 
 
 def remove_seed(annotations: Annotations, index: int) -> Annotations:
-    """Takes the seed at a position of `annotations.seeds` away; negative positions count from the end."""
+    """Take the seed at a position of `annotations.seeds` away; negative positions count from the end."""
     return _changed(annotations, seeds=_without(annotations.seeds, index, "seed"))
 
 
 def add_edit(annotations: Annotations, edit: Edit) -> Annotations:
-    """Adds an edit; it is applied after those that are there."""
+    """Add an edit; it is applied after those that are there."""
     return _changed(annotations, edits=(*annotations.edits, edit))
 
 
 def set_edit(annotations: Annotations, edit: Edit) -> Annotations:
-    """Puts an edit in the place of the label's one of that kind, or at the end."""
+    """Put an edit in the place of the label's one of that kind, or at the end."""
     same = [
         place for place, other in enumerate(annotations.edits) if (other.kind, other.label) == (edit.kind, edit.label)
     ]
@@ -89,40 +93,40 @@ def set_edit(annotations: Annotations, edit: Edit) -> Annotations:
 
 
 def remove_edits(annotations: Annotations, label_id: int) -> Annotations:
-    """Takes all edits of a label away."""
+    """Take all edits of a label away."""
     return _changed(annotations, edits=tuple(edit for edit in annotations.edits if edit.label != label_id))
 
 
 def remove_seeds(annotations: Annotations, label_id: int) -> Annotations:
-    """Takes all seeds of a label away; the label stays."""
+    """Take all seeds of a label away; the label stays."""
     return _changed(annotations, seeds=tuple(seed for seed in annotations.seeds if seed.label != label_id))
 
 
 def discard_seed(annotations: Annotations, seed: Seed) -> Annotations:
-    """Takes the last seed that is equal to this one away; none is no error."""
+    """Take the last seed that is equal to this one away; none is no error."""
     places = [place for place, other in enumerate(annotations.seeds) if other == seed]
     return remove_seed(annotations, places[-1]) if places else annotations
 
 
 def remove_edit(annotations: Annotations, index: int) -> Annotations:
-    """Takes the edit at a position of `annotations.edits` away; negative positions count from the end."""
+    """Take the edit at a position of `annotations.edits` away; negative positions count from the end."""
     return _changed(annotations, edits=_without(annotations.edits, index, "edit"))
 
 
 def select(annotations: Annotations, label_id: int | None) -> Annotations:
-    """Chooses the label shown as `resonance` and `selection`; none is the first one."""
+    """Choose the label shown as `resonance` and `selection`; none is the first one."""
     return set_view(annotations, selected=label_id)
 
 
 def set_view(annotations: Annotations, **settings: Any) -> Annotations:
-    """Changes fields of `ViewSettings`."""
+    """Change fields of `ViewSettings`."""
     with plain_errors("view"):
         view = ViewSettings(**{**dict(annotations.view), **settings})
     return _changed(annotations, view=view)
 
 
 def merge(first: Annotations, second: Annotations) -> Annotations:
-    """All labels, seeds and edits of both.
+    """Return annotations with all labels, seeds and edits of both.
 
     Labels of one name become one, with the id and the colour of `first`; an id of `second` that `first` has given to
     another name is replaced by the next free one. What both have is taken once. View settings are those of `first`.
@@ -151,9 +155,10 @@ def merge(first: Annotations, second: Annotations) -> Annotations:
 
 
 def carry_over(current: Annotations, old: Annotations, new: Annotations) -> Annotations:
-    """`current` with the change that leads from `old` to `new`; what others changed since `old` stays as it is.
+    """Return `current` with the change that leads from `old` to `new`; what others changed since `old` stays as it is.
 
-    Errors: `UserError` when both changes touch the same label and do not fit together.
+    Raises:
+        UserError: both changes touch the same label and do not fit together.
     """
     if current == old:
         return new
@@ -170,7 +175,7 @@ def carry_over(current: Annotations, old: Annotations, new: Annotations) -> Anno
 
 
 def next_id(taken: Iterable[int]) -> int:
-    """One more than the largest id, so that a removed label's id is not given again while files name it; else a gap."""
+    """Return one more than the largest id, which no removed label had that files still name; else a gap."""
     taken = set(taken)
     largest = max(taken, default=0)
     if largest < MAX_ID:

@@ -21,26 +21,26 @@ class WorldFrame(NamedTuple):
     scale: float
 
     def points_to_world(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """x = R⁻¹ (scene / scale − t), in the dtype and on the device of `points`."""
+        """Return x = R⁻¹ (scene / scale − t), in the dtype and on the device of `points`."""
         rotation, shift = self._parts(points)
         return torch.linalg.solve(rotation, (points.double() / self.scale - shift).T).T.to(points)
 
     def points_to_scene(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """scene = scale · (R x + t), in the dtype and on the device of `points`."""
+        """Return scene = scale · (R x + t), in the dtype and on the device of `points`."""
         rotation, shift = self._parts(points)
         return (self.scale * (points.double() @ rotation.T + shift)).to(points)
 
     def directions_to_world(self, directions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """R⁻¹ d, made unit length."""
+        """Return R⁻¹ d, made unit length."""
         rotation, _ = self._parts(directions)
         return F.normalize(torch.linalg.solve(rotation, directions.double().T).T, dim=-1).to(directions)
 
     def directions_to_scene(self, directions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """R d, made unit length."""
+        """Return R d, made unit length."""
         rotation, _ = self._parts(directions)
         return F.normalize(directions.double() @ rotation.T, dim=-1).to(directions)
 
     def _parts(self, like: Tensor) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3"]]:
-        """R and t in float64: capture coordinates can be large (a survey's metres), and clicks are few."""
+        """Return R and t in float64: capture coordinates can be large (a survey's metres), and clicks are few."""
         transform = self.transform.to(like.device, torch.float64)
         return transform[:, :3], transform[:, 3]

@@ -18,7 +18,7 @@ _PIECE = 64
 
 
 def describe(seed: Seed) -> str:
-    """A seed in a few words, for messages: `click (12, 40) in 0003.png`."""
+    """Return a seed in a few words, for messages: `click (12, 40) in 0003.png`."""
     if isinstance(seed, SpaceClick):
         return "click in space"
     if isinstance(seed, SpaceBox):
@@ -35,7 +35,7 @@ def describe(seed: Seed) -> str:
 
 
 def rasterise(seed: InImage, folder: Path) -> Bool[np.ndarray, "height width"]:
-    """The pixels that a seed covers, at the size of the image that its own are counted in.
+    """Return the pixels that a seed covers, at the size of the image that its own are counted in.
 
     Args:
         seed: a click, scribble, box or mask.
@@ -78,7 +78,7 @@ def to_camera(
 
 
 def spread(pixels: Int[np.ndarray, "pixels 2"], count: int) -> Int[np.ndarray, "chosen 2"]:
-    """At most `count` of different (x, y) pixels, spread evenly over the area they cover; always the same ones.
+    """Return at most `count` of different (x, y) pixels, spread evenly over the area they cover; always the same ones.
 
     Even steps along a Z-order curve: steps in row order would leave out whole columns of a region as wide as a step.
     """
@@ -107,7 +107,7 @@ def _mask_pixels(seed: Mask, folder: Path) -> Bool[np.ndarray, "height width"]:
 def _draw_stroke(
     covered: Bool[np.ndarray, "height width"], start: tuple[int, int], end: tuple[int, int], radius: int
 ) -> None:
-    """Sets the pixels of a line, and those whose centres are at most `radius` pixels from it."""
+    """Set the pixels of a line, and those whose centres are at most `radius` pixels from it."""
     rows, columns = line(start[1], start[0], end[1], end[0])
     covered[rows, columns] = True
     if radius:
@@ -120,7 +120,7 @@ def _draw_stroke(
 def _draw_near(
     covered: Bool[np.ndarray, "height width"], start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], radius: int
 ) -> None:
-    """Sets the pixels whose centres are at most `radius` pixels from the line between two points (x, y)."""
+    """Set the pixels whose centres are at most `radius` pixels from the line between two points (x, y)."""
     size = (covered.shape[1], covered.shape[0])
     low = np.clip(np.floor(np.minimum(start, end) - radius), 0, size).astype(int)
     high = np.clip(np.ceil(np.maximum(start, end) + radius) + 1, 0, size).astype(int)

@@ -254,11 +254,15 @@ class Annotations(Part):
         return self
 
     def label(self, label_id: int) -> Label:
-        """The label of an id. Errors: `KeyError`."""
+        """Return the label of an id.
+
+        Raises:
+            KeyError: there is none.
+        """
         return {label.id: label for label in self.labels}[label_id]
 
     def seeds_of(self, label_id: int) -> tuple[Seed, ...]:
-        """The label's seeds, positive and negative, in the order of their making."""
+        """Return the label's seeds, positive and negative, in the order of their making."""
         return tuple(seed for seed in self.seeds if seed.label == label_id)
 
 

@@ -35,7 +35,7 @@ Change = Annotations | Callable[[Annotations], Annotations]
 
 
 def read_annotations(path: Path) -> Annotations:
-    """The annotations in a file; none when there is no such file.
+    """Return the annotations in a file; none when there is no such file.
 
     Raises:
         UserError: the file cannot be read, is damaged, comes from a newer version, or contradicts itself.
@@ -60,7 +60,11 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def write_annotations(path: Path, annotations: Annotations) -> None:
-    """Writes the file whole, or leaves it as it was; a link is followed. Errors: `UserError` naming the file."""
+    """Write the file whole, or leave it as it was; a link is followed.
+
+    Raises:
+        UserError: it cannot be written; the message names it.
+    """
     try:
         with atomic_write(Path(os.path.realpath(path))) as temporary:
             temporary.write_text(annotations.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -71,7 +75,7 @@ def write_annotations(path: Path, annotations: Annotations) -> None:
 
 
 def adopt_mask(source: Path, folder: Path) -> str:
-    """Copies an index PNG beside an annotation file, and returns the name that a mask seed gives it.
+    """Copy an index PNG beside an annotation file, and return the name that a mask seed gives it.
 
     A file of the same content is used again; one of the same name and other content is never overwritten.
 
@@ -114,7 +118,11 @@ class AnnotationStore:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens a file, which need not exist. Errors: those of `read_annotations`."""
+        """Open a file, which need not exist.
+
+        Raises:
+            UserError: as of `read_annotations`.
+        """
         self.path = Path(os.path.abspath(path))
         self.problem: str | None = None
         self._stamp = _stamp(self.path)
@@ -131,7 +139,7 @@ class AnnotationStore:
         return self.path.parent
 
     def snapshot(self) -> tuple[int, Annotations]:
-        """(revision, annotations): the revision grows with every change, so equal numbers mean equal annotations.
+        """Return (revision, annotations): the revision grows with every change: equal numbers, equal annotations.
 
         Costs one `stat`; the file is read again only when it has changed. Never raises because of the file.
         """
@@ -146,7 +154,7 @@ class AnnotationStore:
             return self._revision, self._current
 
     def change(self, new: Change, base: Annotations | None = None, remember: bool = True) -> Annotations:
-        """Makes a change, writes the file, and returns what it holds now.
+        """Make a change, write the file, and return what it holds now.
 
         Args:
             new: a function from the annotations in the file, just read, to the new ones; it must not change this store.
@@ -169,14 +177,19 @@ class AnnotationStore:
             return self._current
 
     def undo(self) -> bool:
-        """Takes back the last change made here, and no other program's; False when there is none left.
+        """Take back the last change made here, and no other program's; False when there is none left.
 
-        Errors: `UserError`, as for `change`, or when what others added does not go without it.
+        Raises:
+            UserError: as of `change`, or what others added does not go without it.
         """
         return self._replay(self._undo, self._redo)
 
     def redo(self) -> bool:
-        """Makes the change again that was undone last; False when there is none. Errors: those of `undo`."""
+        """Make the change again that was undone last; False when there is none.
+
+        Raises:
+            UserError: as of `undo`.
+        """
         return self._replay(self._redo, self._undo)
 
     def _replay(self, source: deque[_Step], target: deque[_Step]) -> bool:
@@ -195,7 +208,7 @@ class AnnotationStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other thread and no other program changes the file meanwhile."""
+        """Keep other threads and programs from changing the file meanwhile."""
         with self._writing, _locked(Path(os.path.realpath(self.path))):
             yield
 
@@ -222,7 +235,7 @@ class AnnotationStore:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file's content: time, size and, since files are replaced whole, the inode."""
+    """Return what changes with the file's content: time, size and, since files are replaced whole, the inode."""
     try:
         stat = path.stat()
     except OSError:

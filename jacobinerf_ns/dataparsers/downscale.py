@@ -20,7 +20,11 @@ _COLOUR_MODES = ("L", "RGB", "RGBA")
 
 
 def whole_factor(factor: float | None) -> int | None:
-    """`factor` as an int: nerfstudio's `ns-render dataset` hands over a float. Errors: `UserError`, it is not whole."""
+    """Return `factor` as an int: nerfstudio's `ns-render dataset` hands over a float.
+
+    Raises:
+        UserError: it is not whole.
+    """
     if factor is None:
         return None
     if factor < 1 or factor != int(factor):
@@ -29,18 +33,22 @@ def whole_factor(factor: float | None) -> int | None:
 
 
 def cache_root() -> Path:
-    """Folder of all downscaled copies: `$XDG_CACHE_HOME` or `~/.cache`, then `jacobinerf-ns/downscaled`."""
+    """Return the folder of all downscaled copies: `$XDG_CACHE_HOME` or `~/.cache`, then `jacobinerf-ns/downscaled`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).absolute() / "jacobinerf-ns" / "downscaled"
 
 
 def prepared_copy(capture: Path, path: Path, factor: int | None, prefix: str) -> Path:
-    """Where nerfstudio's tools put the downscaled copy of `path`: `images_4/1.jpg` in the capture."""
+    """Return where nerfstudio's tools put the downscaled copy of `path`: `images_4/1.jpg` in the capture."""
     return capture / f"{prefix}_{factor}" / path.name
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) in pixels of an image, from its header; a `UserError` when it cannot be read."""
+    """Return (height, width) in pixels of an image, from its header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -51,7 +59,7 @@ def header_size(path: Path) -> tuple[int, int]:
 def files_at_size(
     paths: Sequence[Path], sizes: Sequence[tuple[int, int]], factor: int, capture: Path, prefix: str
 ) -> list[Path]:
-    """Files of `sizes` for `paths`: a prepared folder of the capture where it is complete, else copies in the cache.
+    """Return the files of `sizes` for `paths`: of a prepared folder where it is complete, else copies in the cache.
 
     Args:
         paths: absolute paths of the originals.
@@ -72,7 +80,7 @@ def files_at_size(
 def downscaled_copies(
     sources: Sequence[Path], sizes: Sequence[tuple[int, int]], factor: int, capture: Path, resample: Filter
 ) -> list[Path]:
-    """Makes those copies of `sources` that the cache lacks, and returns the copies' paths in the same order.
+    """Make those copies of `sources` that the cache lacks, and return the copies' paths in the same order.
 
     A copy's pixel covers exactly `factor` x `factor` pixels of its source: cameras are rescaled by exactly that factor,
     and what does not fill a pixel at the right and lower edge is left out instead of being squeezed in. Copies
@@ -104,7 +112,7 @@ def downscaled_copies(
 
 
 def copy_of(source: Path, factor: int, capture: Path, resample: Filter) -> Path:
-    """Where the copy of `source` lies. One folder per capture and factor keeps the relative names readable."""
+    """Return where the copy of `source` lies. One folder per capture and factor keeps the relative names readable."""
     key = f"{capture.name}-x{factor}-{digest([os.fsencode(capture)])[:12]}"
     normal = Path(os.path.normpath(source))
     try:

@@ -31,7 +31,11 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Size and mode of an image. Errors: `UserError`, it is missing or damaged."""
+    """Return the size and mode of an image.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
         with Image.open(path) as image:
             return Header((image.height, image.width), image.mode)
@@ -40,12 +44,20 @@ def read_header(path: Path) -> Header:
 
 
 def check_images(paths: Sequence[Path], size: tuple[int, int]) -> None:
-    """Errors: `UserError`, a photograph is damaged or has another size: its rays would pass through other pixels."""
+    """Check that photographs are whole and of one size: with another one, rays would pass through other pixels.
+
+    Raises:
+        UserError: a photograph is damaged or has another size.
+    """
     _check_all(paths, lambda path, header: _check_size(path, header, size, "image", "the recording's camera"))
 
 
 def check_label_maps(paths: Sequence[Path], size: tuple[int, int]) -> None:
-    """Errors: `UserError`, a label map is damaged, has not the size of its image, or has no index per pixel."""
+    """Check that label maps are whole, of the size of their images, and have an index per pixel.
+
+    Raises:
+        UserError: a label map is damaged, has not the size of its image, or has no index per pixel.
+    """
 
     def check(path: Path, header: Header) -> None:
         _check_size(path, header, size, "label map", "its image")
@@ -56,7 +68,11 @@ def check_label_maps(paths: Sequence[Path], size: tuple[int, int]) -> None:
 
 
 def check_depths(paths: Sequence[Path]) -> tuple[int, int]:
-    """(height, width) of depth maps, which must be whole, of 16 bits and of one size. Errors: `UserError`."""
+    """Return (height, width) of depth maps, which must be whole, of 16 bits and of one size.
+
+    Raises:
+        UserError: they are not, or a file is damaged.
+    """
     size = read_header(paths[0]).size
 
     def check(path: Path, header: Header) -> None:
@@ -98,7 +114,7 @@ def _whole_header(path: Path) -> Header:
 
 @cache
 def _verify(path: Path, length: int, changed: int) -> Header:
-    """The header of an image without damage; remembered while the file has this length and time of change."""
+    """Return the header of an image without damage; remembered while the file has this length and time of change."""
     try:
         with Image.open(path) as image:
             header = Header((image.height, image.width), image.mode)

@@ -54,7 +54,7 @@ class JacobiNeRFDataParser(Nerfstudio):
     config: JacobiNeRFDataParserConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
-        """Outputs of one split.
+        """Return the outputs of one split.
 
         `downscale_factor` is only set from outside: by nerfstudio, to 1, where cameras are wanted and images are not.
         Then no image is opened and none is resized.
@@ -80,7 +80,7 @@ class JacobiNeRFDataParser(Nerfstudio):
         return outputs
 
     def _automatic_factor(self, frame: Meta, folder: Path) -> int:
-        """nerfstudio's rule: halve while a side exceeds 1600 pixels and a prepared folder exists."""
+        """Apply nerfstudio's rule: halve while a side exceeds 1600 pixels and a prepared folder exists."""
         chooser = Nerfstudio(self.config)
         chooser._get_fname(Path(frame["file_path"]), folder)
         assert chooser.downscale_factor is not None
@@ -103,7 +103,7 @@ class JacobiNeRFDataParser(Nerfstudio):
 
 
 def _locate(data: Path) -> tuple[Path, Path]:
-    """The transforms file and the absolute folder its paths are relative to; `data` is the one or the other."""
+    """Return the transforms file and the absolute folder its paths are relative to; `data` is the one or the other."""
     if data.suffix == ".json":
         if not data.is_file():
             raise UserError(f"no such file: {data}: give --data a capture's folder or its transforms.json")
@@ -116,7 +116,7 @@ def _locate(data: Path) -> tuple[Path, Path]:
 
 
 def _read_frames(path: Path) -> Meta:
-    """The content of a transforms file, with every frame known to have a path, a finite pose and intrinsics."""
+    """Return the content of a transforms file, with every frame known to have a path, a finite pose and intrinsics."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ def _image_exists(folder: Path, name: str, factor: int | None) -> bool:
 
 
 def _report_dropped(json_path: Path, listed: list[Meta], kept: list[Meta]) -> None:
-    """Says once per process how many frames have no image; an error when none has one."""
+    """Say once per process how many frames have no image; an error when none has one."""
     names = {frame["file_path"] for frame in kept}
     dropped = [frame["file_path"] for frame in listed if frame["file_path"] not in names]
     if not kept:
@@ -173,7 +173,7 @@ def _report_dropped(json_path: Path, listed: list[Meta], kept: list[Meta]) -> No
 
 
 def _split_lists(meta: Meta, frames: list[Meta], folder: Path, split: str, json_path: Path) -> Meta:
-    """The list of file names of `split` without those that have no image; empty when the capture lists no splits."""
+    """Return the list of file names of `split` that have an image; empty when the capture lists no splits."""
     if not any(f"{name}_filenames" in meta for name in ("train", "val", "test")):
         return {}
     source = split if f"{split}_filenames" in meta else _OTHER_EVAL.get(split, split)
@@ -193,7 +193,7 @@ def _split_lists(meta: Meta, frames: list[Meta], folder: Path, split: str, json_
 
 
 def _absolute(meta: Meta, folder: Path, data: Path) -> Meta:
-    """`meta` with absolute paths, so that it means the same wherever it is read from."""
+    """Return `meta` with absolute paths, so that it means the same wherever it is read from."""
     keys = ("file_path", "mask_path", "depth_file_path")
     frames = [
         {**frame, **{key: str(_join(folder, frame[key])) for key in keys if key in frame}} for frame in meta["frames"]
@@ -208,7 +208,7 @@ def _absolute(meta: Meta, folder: Path, data: Path) -> Meta:
 
 
 def _run_stock(config: NerfstudioDataParserConfig, meta: Meta, split: str, json_path: Path) -> DataparserOutputs:
-    """nerfstudio's own parser on a rewritten `transforms.json`, at the original size."""
+    """Run nerfstudio's own parser on a rewritten `transforms.json`, at the original size."""
     with tempfile.TemporaryDirectory() as temporary:
         rewritten = Path(temporary) / "transforms.json"
         rewritten.write_text(json.dumps(meta), encoding="utf-8")
@@ -230,7 +230,7 @@ def _run_stock(config: NerfstudioDataParserConfig, meta: Meta, split: str, json_
 
 
 def _listed_files(frames: list[Meta], used: list[Meta], key: str, folder: Path, json_path: Path) -> list[Path] | None:
-    """Paths that the frames of a split name under `key`, or None when the capture has none."""
+    """Return the paths that the frames of a split name under `key`, or None when the capture has none."""
     without = [frame["file_path"] for frame in frames if key not in frame]
     if len(without) == len(frames):
         return None
@@ -247,7 +247,7 @@ def _listed_files(frames: list[Meta], used: list[Meta], key: str, folder: Path, 
 
 
 def _check_sizes(outputs: DataparserOutputs, folder: Path, factor: int | None) -> None:
-    """Images and cameras must agree: with another size every ray would silently pass through another pixel."""
+    """Check that images and cameras agree: else every ray would silently pass through another pixel."""
     sizes = outputs.metadata["original_sizes"]
     images = list(zip(outputs.image_filenames, sizes, ["images"] * len(sizes), strict=True))
     masks = list(zip(outputs.mask_filenames or [], sizes, ["masks"] * len(sizes), strict=False))
@@ -263,7 +263,7 @@ def _check_sizes(outputs: DataparserOutputs, folder: Path, factor: int | None) -
 
 
 def _downscale(outputs: DataparserOutputs, factor: int, folder: Path) -> None:
-    """Rescales the cameras and points images, masks and depth maps to files of the rescaled size."""
+    """Rescale the cameras and point images, masks and depth maps to files of the rescaled size."""
     outputs.cameras.rescale_output_resolution(scaling_factor=1.0 / factor)
     cameras = outputs.cameras
     sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist(), strict=True))

@@ -25,7 +25,7 @@ _MAX_ID = 65535
 
 
 def ids_present(sources: Sequence[Path], size: tuple[int, int]) -> dict[int, Path]:
-    """Every id that occurs in the maps, void left out, with the first map it occurs in; ids ascend.
+    """Return every id that occurs in the maps, void left out, with the first map it occurs in; ids ascend.
 
     The answer is kept in the cache until a map changes, so that a sequence is read through once.
 
@@ -54,7 +54,7 @@ def ids_present(sources: Sequence[Path], size: tuple[int, int]) -> dict[int, Pat
 def remapped_copies(
     sources: Sequence[Path], size: tuple[int, int], mapping: Mapping[int, int], legend: Path
 ) -> list[Path]:
-    """Copies of class maps with every id replaced by `mapping`; void stays void. Copies that are current are kept.
+    """Return copies of class maps with ids replaced by `mapping`; void stays void. Copies that are current are kept.
 
     Args:
         sources: class maps of one folder.
@@ -86,7 +86,7 @@ def remapped_copies(
 
 
 def unknown_id(path: Path, number: int, legend: Path) -> UserError:
-    """The error for a class id that nobody named."""
+    """Return the error for a class id that nobody named."""
     return UserError(
         f"label map {path} has the class id {number}, which {legend} does not name: add it there, or give the file "
         "that belongs to these maps"
@@ -100,7 +100,7 @@ def _in_threads(work: Callable[..., _Result], items: Sequence, description: str)
 
 
 def _ids(ids: Int[np.ndarray, "height width"]) -> list[int]:
-    """Distinct ids. Counting is ten times faster than sorting a million pixels, which `np.unique` does."""
+    """Return the distinct ids. Counting is ten times faster than sorting a million pixels, which `np.unique` does."""
     return np.flatnonzero(np.bincount(ids.ravel())).tolist()
 
 
@@ -125,7 +125,7 @@ def _write(target: Path, ids: Int[np.ndarray, "height width"], stamp: str) -> No
 
 
 def folder_of_copies(source: Path) -> Path:
-    """Folder of all copies of one folder's maps."""
+    """Return the folder of all copies of one folder's maps."""
     name = f"{source.parent.name}-{source.name}-{_digest([os.path.normpath(source.absolute())])}"
     return cache_root().parent / "labels" / name
 
@@ -143,7 +143,7 @@ def _stamp(path: Path) -> str:
 
 
 def _read_notes(path: Path, by_name: Mapping[str, Path]) -> dict[int, Path] | None:
-    """Ids as noted earlier; None where there is no such note, or one that something else wrote."""
+    """Return the ids as noted earlier; None where there is no such note, or one that something else wrote."""
     try:
         return {int(number): by_name[name] for number, name in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

@@ -20,7 +20,7 @@ _SUFFIXES = (".png",)
 
 
 def add_label_maps(label_dir: Path, outputs: Sequence[DataparserOutputs]) -> None:
-    """Puts the label maps of a folder into the metadata of a dataparser's outputs, instead of those it may have.
+    """Put the label maps of a folder into the metadata of a dataparser's outputs, instead of those it may have.
 
     Keys: `semantics_filenames`, `instances_filenames` (those that the folder has), `classes` and `original_sizes`, as
     `jacobinerf-data` fills them.
@@ -47,7 +47,11 @@ def add_label_maps(label_dir: Path, outputs: Sequence[DataparserOutputs]) -> Non
 
 
 def label_files(root: Path, images: Sequence[Path]) -> list[Path]:
-    """The label map of every image, by name. Errors: `UserError`, images without one or with several."""
+    """Return the label map of every image, by name.
+
+    Raises:
+        UserError: images without one or with several.
+    """
     found = match_by_name(images, files_below(root, _SUFFIXES), root)
     bare = [image.name for image, path in zip(images, found, strict=True) if path is None]
     if bare:
@@ -59,13 +63,13 @@ def label_files(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def folder_beside(folder: Path, kind: str) -> Path | None:
-    """The folder of label maps of a kind in a capture; None where there is none, or no PNG in it."""
+    """Return the folder of label maps of a kind in a capture; None where there is none, or no PNG in it."""
     root = folder / kind
     return root if root.is_dir() and files_below(root, _SUFFIXES) else None
 
 
 def _roots(label_dir: Path) -> dict[str, Path]:
-    """Folder of the maps of each kind."""
+    """Return the folder of the maps of each kind."""
     if not label_dir.is_dir():
         raise UserError(f"no such folder: {label_dir}: give --pipeline.datamanager.label-dir a folder of label maps")
     roots = {kind: label_dir / kind for kind in KINDS if (label_dir / kind).is_dir()} or {"semantics": label_dir}
@@ -76,7 +80,7 @@ def _roots(label_dir: Path) -> dict[str, Path]:
 
 
 def _original_sizes(outputs: DataparserOutputs, files: dict[str, list[Path]]) -> list[Size]:
-    """(height, width) that the label maps of each image have, where they are not of the camera's size."""
+    """Return (height, width) that the label maps of each image have, where they are not of the camera's size."""
     cameras = outputs.cameras
     sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist(), strict=True))
     known: Sequence[Size | None] = outputs.metadata.get("original_sizes") or [None] * len(sizes)
@@ -90,7 +94,7 @@ def _original_sizes(outputs: DataparserOutputs, files: dict[str, list[Path]]) ->
 
 
 def _checked_size(path: Path, size: Size, original: Size | None) -> Size:
-    """Size of a map: its image's, or the original's; where that is not known, a whole multiple of the image's."""
+    """Return the size of a map: its image's, or the original's; else a whole multiple of the image's."""
     header = read_header(path)
     if header.mode not in INDEX_MODES:
         raise UserError(
@@ -111,6 +115,6 @@ def _checked_size(path: Path, size: Size, original: Size | None) -> Size:
 
 
 def _is_multiple(large: Size, small: Size) -> bool:
-    """Whether a size is a whole multiple of another, up to what rounding takes or gives at the far edge."""
+    """Return whether a size is a whole multiple of another, up to what rounding takes or gives at the far edge."""
     factor = round(large[0] / small[0])
     return factor >= 1 and all(abs(a - factor * b) < factor for a, b in zip(large, small, strict=True))

@@ -90,7 +90,7 @@ class PosedFramesParser(DataParser):
     """Set from outside only: by nerfstudio, to 1, where cameras are wanted and images are not."""
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
-        """Outputs of one split.
+        """Return the outputs of one split.
 
         Raises:
             UserError: the recording is missing or damaged, or has no frame for this split.
@@ -116,19 +116,31 @@ class PosedFramesParser(DataParser):
 
     @abstractmethod
     def _read_recording(self) -> Recording:
-        """All usable frames. Errors: `UserError`."""
+        """Return all usable frames.
+
+        Raises:
+            UserError: the recording cannot be used.
+        """
 
     @abstractmethod
     def _choose(self, recording: Recording, split: str) -> list[int]:
-        """Places of a split's frames in the recording, at least one. Errors: `UserError`."""
+        """Return the places of a split's frames in the recording, at least one.
+
+        Raises:
+            UserError: there is none.
+        """
 
     @abstractmethod
     def _semantic_labels(self, recording: Recording, chosen: Sequence[int]) -> SemanticLabels:
-        """Class maps of the chosen frames. Errors: `UserError`."""
+        """Return the class maps of the chosen frames.
+
+        Raises:
+            UserError: the maps cannot be used.
+        """
 
 
 def numbered_files(folder: Path, prefix: str, suffixes: Sequence[str]) -> dict[int, Path]:
-    """Files such as `rgb_12.png` of a folder by their number, in its order; other files are left alone.
+    """Return the files such as `rgb_12.png` of a folder by their number, in its order; other files are left alone.
 
     Raises:
         UserError: the folder is missing, has none of them, or one number twice.
@@ -151,7 +163,7 @@ def numbered_files(folder: Path, prefix: str, suffixes: Sequence[str]) -> dict[i
 
 
 def companions(folder: Path, prefix: str, suffixes: Sequence[str], images: Mapping[int, Path]) -> list[Path] | None:
-    """The file of every image in another folder of the recording, or None where there is no such folder.
+    """Return the file of every image in another folder of the recording, or None where there is no such folder.
 
     Raises:
         UserError: the folder is there and lacks the file of an image.
@@ -167,7 +179,7 @@ def companions(folder: Path, prefix: str, suffixes: Sequence[str], images: Mappi
 
 
 def read_matrix(path: Path, expected: str) -> Float[np.ndarray, "rows columns"]:
-    """Numbers of a text file, a row per line; `inf` and `nan` are numbers.
+    """Return the numbers of a text file, a row per line; `inf` and `nan` are numbers.
 
     Args:
         path: the file.
@@ -191,7 +203,11 @@ def read_matrix(path: Path, expected: str) -> Float[np.ndarray, "rows columns"]:
 
 
 def check_rigid(pose: Float[np.ndarray, "4 4"], where: str) -> None:
-    """Errors: `UserError`, the matrix is not a rotation and a translation (row-major, last row 0 0 0 1)."""
+    """Check that a matrix is a rotation and a translation (row-major, last row 0 0 0 1).
+
+    Raises:
+        UserError: it is none.
+    """
     rotation = pose[:3, :3]
     far = np.abs(rotation @ rotation.T - np.eye(3)).max() > _RIGID or np.linalg.det(rotation) < 0
     if far or not np.allclose(pose[3], (0, 0, 0, 1), atol=_RIGID):
@@ -210,7 +226,10 @@ def _check_files(recording: Recording, chosen: Sequence[int]) -> None:
 
 
 def _outputs(recording: Recording, chosen: Sequence[int], config: PosedFramesConfig) -> DataparserOutputs:
-    """Cameras and images of the chosen frames. All frames together orient and scale, so that splits share a frame."""
+    """Return the cameras and images of the chosen frames.
+
+    All frames together orient and scale, so that splits share a frame.
+    """
     poses, transform, scale = _scene_poses(recording, config)
     fx, fy, cx, cy = recording.intrinsics
     height, width = recording.size
@@ -241,7 +260,7 @@ def _outputs(recording: Recording, chosen: Sequence[int], config: PosedFramesCon
 def _scene_poses(
     recording: Recording, config: PosedFramesConfig
 ) -> tuple[Float[Tensor, "frames 3 4"], Float[Tensor, "3 4"], float]:
-    """Poses in nerfstudio's axes and frame, the transform into it, and the scale that comes after the transform."""
+    """Return the poses in nerfstudio's axes and frame, the transform into it, and the scale that comes after it."""
     opengl = recording.poses.astype(np.float32) @ np.diag(np.array([1, -1, -1, 1], dtype=np.float32))
     cameras = torch.from_numpy(opengl)
     _, transform = auto_orient_and_center_poses(
@@ -267,7 +286,7 @@ def _pick(paths: list[Path] | None, chosen: Sequence[int]) -> list[Path] | None:
 
 
 def _downscale(outputs: DataparserOutputs, recording: Recording, factor: int) -> None:
-    """Rescales the cameras and points images and depth maps to copies of the rescaled size.
+    """Rescale the cameras and point images and depth maps to copies of the rescaled size.
 
     Depth maps of another size than the images stay: nerfstudio fits them to the cameras when it reads them. So do label
     maps, which `label_maps` reads at the size of the training image.

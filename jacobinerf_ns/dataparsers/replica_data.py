@@ -113,7 +113,7 @@ class ReplicaDataParser(PosedFramesParser):
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Class names by id of an `info_semantic.json`.
+    """Return the class names by id of an `info_semantic.json`.
 
     Its classes are `{"id", "name"}` entries under `classes`, or objects with `class_id` and `class_name`, under
     `objects` or in a list that is the whole file. Negative ids and 0 mean "nothing" and are left out.
@@ -145,7 +145,7 @@ def _named(entry: Any) -> tuple[Any, Any]:
 
 
 def _sequence_folder(data: Path, sequence: str) -> Path:
-    """The absolute folder of a sequence; `data` is the sequence, or a room that has it."""
+    """Return the absolute folder of a sequence; `data` is the sequence, or a room that has it."""
     if not data.is_dir():
         raise UserError(f"no such data folder: {data}: give --data a room of Replica, or one of its sequences")
     if (data / POSES_NAME).exists() or (data / "rgb").is_dir():
@@ -160,7 +160,7 @@ def _sequence_folder(data: Path, sequence: str) -> Path:
 
 
 def _read_poses(path: Path, images: dict[int, Path], folder: Path) -> Float[np.ndarray, "frames 4 4"]:
-    """A pose per image, from a line per image."""
+    """Return a pose per image, from a line per image."""
     table = read_matrix(path, "16 numbers per line, the camera-to-world matrix of a frame")
     if table.shape[1] != 16:
         raise UserError(f"{path} has {table.shape[1]} numbers per line: expected 16, a 4x4 camera-to-world matrix")

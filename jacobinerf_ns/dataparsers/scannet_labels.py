@@ -118,7 +118,7 @@ class Nyu40(NamedTuple):
 
 
 def read_nyu40(path: Path) -> Nyu40:
-    """Reads ScanNet's tab-separated table of classes; its columns `id`, `nyu40id` and `nyu40class` are used.
+    """Read ScanNet's tab-separated table of classes; its columns `id`, `nyu40id` and `nyu40class` are used.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or has a row that is not understood.
@@ -150,7 +150,7 @@ def read_nyu40(path: Path) -> Nyu40:
 
 
 def _posed_images(folder: Path, step: int) -> tuple[dict[int, Path], Float[np.ndarray, "frames 4 4"]]:
-    """Every `step`-th image that has a pose, by its number, and the poses."""
+    """Return every `step`-th image that has a pose, by its number, and the poses."""
     if step < 1:
         raise UserError(f"frame step {step}: expected at least 1")
     images = numbered_files(folder / "color", "", _IMAGES)
@@ -172,7 +172,7 @@ def _posed_images(folder: Path, step: int) -> tuple[dict[int, Path], Float[np.nd
 
 
 def _report_dropped(folder: Path, dropped: list[Path], count: int) -> None:
-    """Says once per process how many frames have no valid pose; an error when none has one."""
+    """Say once per process how many frames have no valid pose; an error when none has one."""
     if not dropped:
         return
     line = f"{len(dropped)} of {count} frames of {folder}: invalid pose (first: pose/{dropped[0].name})"
@@ -193,7 +193,7 @@ def _read_square(path: Path) -> Float[np.ndarray, "4 4"]:
 def _read_intrinsics(
     path: Path, image: Path, size: tuple[int, int], centre: float
 ) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of images of `size`, in nerfstudio's convention."""
+    """Return fx, fy, cx, cy in pixels of images of `size`, in nerfstudio's convention."""
     matrix = _read_square(path)
     fx, fy, cx, cy = (float(matrix[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2)))
     if not (np.isfinite(matrix).all() and fx > 0 and fy > 0):
@@ -211,7 +211,7 @@ def _read_intrinsics(
 def _depth_fits(
     folder: Path, camera: tuple[float, float, float, float], size: tuple[int, int], depth: Path, centre: float
 ) -> bool:
-    """Whether depth maps, stretched to the photographs' size, lie under them, as nerfstudio takes it for granted."""
+    """Return whether depth maps, stretched to the photographs' size, lie under them, as nerfstudio assumes."""
     path = folder / "intrinsic" / "intrinsic_depth.txt"
     height, width = read_header(depth).size
     own = _read_intrinsics(path, depth, (height, width), centre)

@@ -53,48 +53,58 @@ class Extractor(Protocol):
     """A frozen teacher. Never trained, never part of a checkpoint, and let go of once the features are on disk."""
 
     def fingerprint(self) -> str:
-        """Hash of the settings and of the weights of the model, if it has any: equal hashes, equal features."""
+        """Return the hash of the settings and of the weights, if there are any: equal hashes, equal features."""
         ...
 
     def check(self, frames: Sequence[Frame]) -> None:
-        """Looks, before any work is done, whether all frames can be served. Errors: `UserError` that counts them."""
+        """Look, before any work is done, whether all frames can be served.
+
+        Raises:
+            UserError: some cannot; the message counts them.
+        """
         ...
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """What the features of `frame` depend on besides: files (whose bytes count) and facts.
+        """Return what the features of `frame` depend on besides: files (whose bytes count) and facts.
 
         The first is the file to blame if the features are no good.
         """
         ...
 
     def extract(self, frame: Frame) -> FeatureGrid:
-        """Features of one image. Errors: `UserError` naming the file that cannot be used."""
+        """Return the features of one image.
+
+        Raises:
+            UserError: a file cannot be used; the message names it.
+        """
         ...
 
 
 def fingerprint_of(name: str, settings: Any, weights: str = "", ignore: Sequence[str] = ()) -> str:
-    """Hash of an extractor's name, its config dataclass (fields in `ignore` left out) and the hash of its weights."""
+    """Return the hash of an extractor's name, its config (without fields in `ignore`) and its weights' hash."""
     known: Mapping[str, Any] = {key: value for key, value in asdict(settings).items() if key not in ignore}
     return digest_of_text(json.dumps([name, known, weights], sort_keys=True, default=str))
 
 
 def covering_grid(values: Float[Tensor, "rows cols dim"]) -> FeatureGrid:
-    """Grid whose cells tile the whole image, with the value of each cell at its centre."""
+    """Return a grid whose cells tile the whole image, with the value of each cell at its centre."""
     rows, cols = values.shape[:2]
     return FeatureGrid(values, origin=(0.5 / rows, 0.5 / cols), step=(1 / rows, 1 / cols))
 
 
 def pool_cells(pixels: Float[Tensor, "height width dim"], cell: int) -> Float[Tensor, "rows cols dim"]:
-    """Means over squares of about `cell` pixels, as many as tile the image evenly (they may share a row of pixels)."""
+    """Return means over squares of about `cell` pixels, as many as tile the image (they may share a row of pixels)."""
     rows, cols = (max(1, round(side / cell)) for side in pixels.shape[:2])
     return torch.nn.functional.adaptive_avg_pool2d(pixels.permute(2, 0, 1), (rows, cols)).permute(1, 2, 0)
 
 
 def load_rgb(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """Image file as RGB, resized to `size` = (height, width) in pixels when given.
+    """Read an image file as RGB, resized to `size` = (height, width) in pixels when given.
 
     Transparent pixels show white: what colours a PNG keeps under them is arbitrary, and would be taken for texture.
-    Errors: `UserError` naming the file when it is missing or not an image.
+
+    Raises:
+        UserError: it is missing or no image.
     """
     try:
         with Image.open(path) as opened:
@@ -111,7 +121,7 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
 def pixel_positions(
     pixels: Int[Tensor, "rays 2"], size: Float[Tensor, "#rays 2"] | Int[Tensor, "#rays 2"]
 ) -> Float[Tensor, "rays 2"]:
-    """Positions (y, x) in 0..1 of pixels (row, col) in images of `size` (height, width): their centres."""
+    """Return the positions (y, x) in 0..1 of pixels (row, col) in images of `size` (height, width): their centres."""
     return (pixels + 0.5) / size
 
 
@@ -121,7 +131,7 @@ def corners(
     step: Float[Tensor, "#rays 2"],
     shape: Int[Tensor, "#rays 2"],
 ) -> tuple[Int[Tensor, "rays 4"], Float[Tensor, "rays 4"]]:
-    """The four patches around each position, as flat indices into a grid of `shape` (rows, cols), and bilinear weights.
+    """Return the four patches around each position, as flat indices into a grid of `shape`, and bilinear weights.
 
     Beyond the outermost centres a position is moved to the nearest point between centres: nothing is extrapolated.
     """
@@ -137,7 +147,7 @@ def corners(
 
 
 def sample(grid: FeatureGrid, yx: Float[Tensor, "rays 2"]) -> Float[Tensor, "rays dim"]:
-    """Features at positions (y, x) in 0..1, float32: bilinear between patch centres, clamped at the border."""
+    """Return the features at positions (y, x) in 0..1, float32: bilinear between centres, clamped at the border."""
     shape = torch.tensor(grid.values.shape[:2], device=yx.device)
     flat, weights = corners(yx, yx.new_tensor([grid.origin]), yx.new_tensor([grid.step]), shape[None])
     picked = grid.values.flatten(0, 1)[flat].float()

@@ -41,14 +41,15 @@ class Filled:
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/jacobinerf-ns/features`, by default below `~/.cache`."""
+    """Return `$XDG_CACHE_HOME/jacobinerf-ns/features`, by default below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jacobinerf-ns" / "features"
 
 
 def extract_all(extractor: Extractor, frames: Sequence[Frame], cache_dir: Path | None = None) -> Filled:
-    """Sees to it that the features of all frames are on disk, in a folder per extractor; extracts only missing ones.
+    """See to it that the features of all frames are on disk, in a folder per extractor; extract only missing ones.
 
-    Errors: `UserError` from the extractor, or for features that are not finite. What was extracted before stays.
+    Raises:
+        UserError: of the extractor, or features are not finite. What was extracted before stays.
     """
     extractor.check(frames)
     folder = (cache_dir or default_cache_dir()).expanduser().absolute() / extractor.fingerprint()[:20]
@@ -61,13 +62,13 @@ def extract_all(extractor: Extractor, frames: Sequence[Frame], cache_dir: Path |
 
 
 def frame_key(extractor: Extractor, frame: Frame) -> str:
-    """Hash of the bytes of all files, and of the facts, that the features of a frame depend on (settings excluded)."""
+    """Return the hash of all files and facts that the features of a frame depend on, settings excluded."""
     parts = [digest_of_file(source) if isinstance(source, Path) else source for source in extractor.sources(frame)]
     return digest_of_text(json.dumps(parts))[:32]
 
 
 def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureGrid, Path]], title: str) -> Filled:
-    """Makes the files `folder/key` that are missing or damaged, one after the other, with a progress bar.
+    """Make the files `folder/key` that are missing or damaged, one after the other, with a progress bar.
 
     Each file is renamed into place when it is complete: interrupt it at any time, the next call goes on from there.
     `make` takes the number of an item, and gives its grid and the file to blame if that is not finite.
@@ -85,7 +86,11 @@ def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureG
 
 
 def write_grid(path: Path, grid: FeatureGrid, source: Path) -> None:
-    """Writes a grid in half precision, atomically. Errors: `UserError` naming `source` for values that do not fit."""
+    """Write a grid in half precision, atomically.
+
+    Raises:
+        UserError: values do not fit; the message names `source`.
+    """
     from safetensors.torch import save_file
 
     if not torch.isfinite(grid.values).all():
@@ -102,9 +107,10 @@ def write_grid(path: Path, grid: FeatureGrid, source: Path) -> None:
 
 
 def read_grid(path: Path) -> FeatureGrid:
-    """A cached grid; its values are a memory map of the file: they cost no memory that the system cannot take back.
+    """Return a cached grid; its values are a memory map of the file, which takes no memory for good.
 
-    Errors: `DamagedFile` when the file is missing, cut short or of another layout (its values are not looked at).
+    Raises:
+        DamagedFile: the file is missing, cut short or of another layout (its values are not looked at).
     """
     from safetensors import SafetensorError, safe_open
 

@@ -37,13 +37,17 @@ class DinoConfig:
     is about ten times faster, with features half as dense."""
 
     def __post_init__(self) -> None:
-        """Makes an existing folder absolute, for configs are read from other working directories later."""
+        """Make an existing folder absolute, for configs are read from other working directories later."""
         folder = Path(self.model).expanduser()
         if folder.is_dir():
             self.model = str(folder.absolute())
 
     def setup(self, device: torch.device | str = "cpu") -> "DinoExtractor":
-        """The extractor with its model on `device`. Errors: `UserError` when the model cannot be had or used."""
+        """Return the extractor with its model on `device`.
+
+        Raises:
+            UserError: the model cannot be had or used.
+        """
         return DinoExtractor(self, device)
 
 
@@ -68,20 +72,20 @@ class DinoExtractor:
             self._overlap_patches()
 
     def fingerprint(self) -> str:
-        """Hash of weights and settings. The model's name is left out: equal weights give equal features."""
+        """Return the hash of weights and settings. The model's name is left out: equal weights give equal features."""
         resolved = (self.backbone.digest, self.layer, self.stride, self.backbone.mean, self.backbone.std)
         return fingerprint_of("dino", self.config, str(resolved), ignore=["model", "layer", "stride"])
 
     def check(self, frames: Sequence[Frame]) -> None:
-        """Every image will do."""
+        """Do nothing: every image will do."""
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """The image alone: it is resized from the file, whatever the resolution of training."""
+        """Return the image alone: it is resized from the file, whatever the resolution of training."""
         return [frame.path]
 
     @torch.no_grad()
     def extract(self, frame: Frame) -> FeatureGrid:
-        """Facet of the chosen layer per patch; class and register tokens, which come first, are left out."""
+        """Return the facet of the chosen layer per patch; class and register tokens, which come first, are left out."""
         image = load_rgb(frame.path)
         scale = self.config.load_size / min(image.size)
         height, width = (max(1, round(side * scale / self.patch)) * self.patch for side in (image.height, image.width))
@@ -102,7 +106,7 @@ class DinoExtractor:
         return self._captured.pop("tokens")[0].float()
 
     def _hook_layer(self) -> int:
-        """Catches the facet as the chosen layer computes it. Gives the layer's number, counted from 0."""
+        """Catch the facet as the chosen layer computes it, and return the layer's number, counted from 0."""
         layers = _layers(self.model, self.config.model)
         if not -len(layers) <= self.config.layer < len(layers):
             raise UserError(
@@ -122,7 +126,7 @@ class DinoExtractor:
         return self.config.layer % len(layers)
 
     def _overlap_patches(self) -> None:
-        """Moves the patch embedding by `stride`, and tells the position embedding of the resulting, finer grid.
+        """Move the patch embedding by `stride`, and tell the position embedding of the resulting, finer grid.
 
         The model finds out its grid by dividing the image's size by the patch's. It is told the size of an image that
         has as many patches side by side, so that its own (bicubic, or rotary) interpolation covers the finer grid.
@@ -162,7 +166,7 @@ def _stride(given: int | None, patch: int) -> int:
 
 
 def _patch_projection(model: nn.Module, name: str) -> nn.Conv2d:
-    """The convolution that turns patches into tokens: the first one, with a stride of its own size."""
+    """Return the convolution that turns patches into tokens: the first one, with a stride of its own size."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.kernel_size != first.stride or first.kernel_size[0] != first.kernel_size[-1]:
         raise UserError(f"model {name} does not cut images into square patches: give a plain vision transformer")
@@ -179,7 +183,7 @@ def _layers(model: nn.Module, name: str) -> nn.ModuleList:
 
 
 def _key_projection(layer: nn.Module, model: str) -> tuple[nn.Module, Callable[[Any], Tensor]]:
-    """The linear map that makes the keys, and what of its output they are: names differ between models and releases."""
+    """Return the linear map that makes the keys, and what of its output they are: names differ between releases."""
     linear = {name.split(".")[-1]: m for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
     for name in _KEY_NAMES:
         if name in linear:

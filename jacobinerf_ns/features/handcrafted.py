@@ -32,7 +32,7 @@ class HandcraftedConfig:
     one."""
 
     def setup(self, device: torch.device | str = "cpu") -> "HandcraftedExtractor":
-        """The extractor; it works on the CPU whatever the device."""
+        """Return the extractor; it works on the CPU whatever the device."""
         return HandcraftedExtractor(self)
 
 
@@ -45,18 +45,18 @@ class HandcraftedExtractor:
         self.config = config
 
     def fingerprint(self) -> str:
-        """Hash of the settings and of the version of the descriptor."""
+        """Return the hash of the settings and of the version of the descriptor."""
         return fingerprint_of(f"handcrafted-{_VERSION}", self.config)
 
     def check(self, frames: Sequence[Frame]) -> None:
-        """Every image will do."""
+        """Do nothing: every image will do."""
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """The image, and the size at which it is looked at."""
+        """Return the image, and the size at which it is looked at."""
         return [frame.path, f"{frame.size}"]
 
     def extract(self, frame: Frame) -> FeatureGrid:
-        """Unit vectors whose cosine is about exp(-d²/2) at distance d of the descriptors.
+        """Return unit vectors whose cosine is about exp(-d²/2) at distance d of the descriptors.
 
         Plain descriptors would not do: cosines see only their direction, so that all bright colours were alike and all
         greys undecided. Random Fourier features (Rahimi and Recht 2007) turn distance into angle.
@@ -70,7 +70,7 @@ class HandcraftedExtractor:
 
 
 def _describe(rgb: np.ndarray, cell: int) -> np.ndarray:
-    """Float32 [height, width, channels] from RGB 0..1: blurred CIELAB, contrast per octave, direction of edges."""
+    """Return float32 [height, width, channels] of RGB 0..1: blurred CIELAB, contrast per octave, edges."""
     from skimage.color import rgb2lab
     from skimage.filters import gaussian
 

@@ -35,14 +35,15 @@ class Backbone:
 
 
 def models_folder(model: str) -> Path:
-    """The folder where a model that was downloaded by hand is looked for."""
+    """Return the folder where a model that was downloaded by hand is looked for."""
     return default_cache_dir().parent / "models" / model.strip("/").replace("/", "--")
 
 
 def load_backbone(model: str) -> Backbone:
-    """Loads a model from a folder, from `models_folder`, from the hub's cache, or from the hub, in this order.
+    """Load a model from a folder, from `models_folder`, from the hub's cache, or from the hub, in this order.
 
-    Errors: `UserError` when it is in none of these, or its weights do not fill the architecture.
+    Raises:
+        UserError: it is in none of these, or its weights do not fill the architecture.
     """
     given = Path(model).expanduser()
     by_hand = models_folder(model)
@@ -70,7 +71,7 @@ def load_backbone(model: str) -> Backbone:
 
 
 def _load(name: str, source: str, offline: bool) -> Backbone:
-    """Loads from a folder or an id. Errors: `FileNotFoundError`: it is not there; `UserError`: it is no good."""
+    """Load from a folder or an id. Errors: `FileNotFoundError`: it is not there; `UserError`: it is no good."""
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -99,14 +100,14 @@ def _is_unused(key: str) -> bool:
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Hash over names, shapes and values; parameters that may be drawn at random at loading are left out."""
+    """Return a hash over names, shapes and values; parameters that may be drawn at random at loading are left out."""
     used = [(key, tensor) for key, tensor in sorted(model.state_dict().items()) if not _is_unused(key)]
     named = ((f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode(), tensor_bytes(tensor)) for key, tensor in used)
     return digest(part for parts in named for part in parts)
 
 
 def _normalisation(source: str, offline: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation from the model's image processor, ImageNet's if it has none."""
+    """Return the mean and deviation from the model's image processor, ImageNet's if it has none."""
     from transformers.utils import cached_file
 
     try:
@@ -119,7 +120,7 @@ def _normalisation(source: str, offline: bool) -> tuple[tuple[float, ...], tuple
 
 
 def _why_unreachable(model: str) -> str | None:
-    """Asks the hub once about a model. None: it is there."""
+    """Ask the hub once about a model. None: it is there."""
     from huggingface_hub import HfApi
 
     try:
@@ -136,7 +137,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the load report (it warns of the missing pooler) and the bar over shards; download bars stay."""
+    """Silence the load report (it warns of the missing pooler) and the bar over shards; download bars stay."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

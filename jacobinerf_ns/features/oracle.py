@@ -38,7 +38,7 @@ class OracleConfig:
     their ids: captures with other ids then share a feature space, as they do with a real teacher."""
 
     def setup(self, device: torch.device | str = "cpu") -> "OracleExtractor":
-        """The extractor; it works on the CPU whatever the device."""
+        """Return the extractor; it works on the CPU whatever the device."""
         return OracleExtractor(self)
 
 
@@ -56,11 +56,15 @@ class OracleExtractor:
         self.config = config
 
     def fingerprint(self) -> str:
-        """Hash of the settings; that of class vectors by id is what it was before there were others."""
+        """Return the hash of the settings; that of class vectors by id is what it was before there were others."""
         return fingerprint_of("oracle", self.config, ignore=() if self.config.by_name else ("by_name",))
 
     def check(self, frames: Sequence[Frame]) -> None:
-        """Errors: `UserError` when frames have no label map of a kind that is needed."""
+        """Check that all frames have the label maps that are needed.
+
+        Raises:
+            UserError: some have none.
+        """
         for kind in ("semantics", "instances") if self.config.per_instance else ("semantics",):
             bare = [frame for frame in frames if getattr(frame, kind) is None]
             if bare:
@@ -72,12 +76,12 @@ class OracleExtractor:
                 )
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """Label maps, the size they are read at, the names, and the image, whose bytes seed the noise."""
+        """Return the label maps, the size they are read at, the names, and the image, whose bytes seed the noise."""
         names = [json.dumps(self._names(frame))] if self.config.by_name else []
         return [frame.path, *self._label_paths(frame), f"{frame.size} of {frame.original_size}", *names]
 
     def extract(self, frame: Frame) -> FeatureGrid:
-        """Grid of `patch_size` cells, made to tile the image evenly where its size is not a multiple.
+        """Return a grid of `patch_size` cells, made to tile the image evenly where its size is not a multiple.
 
         The noise is seeded by the bytes of the image, so it differs between images and is the same wherever they lie.
         """
@@ -93,7 +97,11 @@ class OracleExtractor:
         return [path for path in paths if path is not None]
 
     def _names(self, frame: Frame) -> dict[int, str]:
-        """Class names by id. Errors: `UserError` when no folder above the label map has them."""
+        """Return the class names by id.
+
+        Raises:
+            UserError: no folder above the label map has them.
+        """
         assert frame.semantics is not None
         for folder in list(frame.semantics.absolute().parents)[:_NAMES_WITHIN]:
             if (folder / "classes.json").is_file():
@@ -106,7 +114,7 @@ class OracleExtractor:
     def _vectors(
         self, stream: int, labels: Int[Tensor, "height width"], names: dict[int, str] | None = None
     ) -> Float[Tensor, "height width dim"]:
-        """Unit vector of each label, or of its name; void, about which nothing is known, has the zero vector."""
+        """Return the unit vector of each label, or of its name; void, which says nothing, has the zero vector."""
         ids, place = labels.unique(return_inverse=True)
         known = names or {}
         words = [_number_of(known[label]) if label in known else label for label in ids.tolist()]
@@ -123,5 +131,5 @@ class OracleExtractor:
 
 
 def _number_of(name: str) -> int:
-    """A seed made of a class name; names are compared as people do, without case and outer blanks."""
+    """Return a seed made of a class name; names are compared as people do, without case and outer blanks."""
     return int(digest_of_text(name.strip().lower())[:16], 16)

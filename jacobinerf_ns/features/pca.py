@@ -33,15 +33,17 @@ class Projection:
     basis: Float[Tensor, "dim kept"]
 
     def apply(self, values: Float[Tensor, "rows cols dim"]) -> Float[Tensor, "rows cols kept"]:
-        """Projected features, float32."""
+        """Return the projected features, float32."""
         return (values.float() - self.mean) @ self.basis
 
 
 def project_all(paths: Sequence[Path], feature_dim: int | None, center: bool, seed: int = 0) -> Filled:
-    """Writes the files of `paths` projected to `feature_dim` dimensions into a folder of their own beside them.
+    """Write the files of `paths` projected to `feature_dim` dimensions into a folder of their own beside them.
 
     The folder's name holds the choices and a hash of the members: another set of images has another projection.
-    Errors: `UserError` when `feature_dim` is not between 1 and the dimension of the features.
+
+    Raises:
+        UserError: `feature_dim` is not between 1 and the dimension of the features.
     """
     keys = [path.stem for path in paths]
     members = digest_of_text(json.dumps([sorted(set(keys)), seed]))[:20]
@@ -58,7 +60,7 @@ def project_all(paths: Sequence[Path], feature_dim: int | None, center: bool, se
 
 
 def fit(patches: Float[Tensor, "patches dim"], feature_dim: int | None, center: bool) -> tuple[Projection, float]:
-    """Principal directions of the patches, and the share of their energy that is kept (0..1).
+    """Return the principal directions of the patches, and the share of their energy that is kept (0..1).
 
     Not centred by default: the directions are those of the second moment about zero, which of all projections keeps the
     scalar products between features best, and with them the cosines that choose pairs. Centred, cosines are taken about

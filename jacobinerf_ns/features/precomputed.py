@@ -27,7 +27,7 @@ class PrecomputedConfig:
     """Order of the axes of the arrays. Their cells are taken to tile the whole image evenly."""
 
     def setup(self, device: torch.device | str = "cpu") -> "PrecomputedExtractor":
-        """The extractor; it works on the CPU whatever the device."""
+        """Return the extractor; it works on the CPU whatever the device."""
         return PrecomputedExtractor(self)
 
 
@@ -39,11 +39,15 @@ class PrecomputedExtractor:
         self.folder = config.folder.expanduser().absolute()
 
     def fingerprint(self) -> str:
-        """Hash of the layout. The arrays' bytes are part of each frame's key, so the folder may be moved."""
+        """Return the hash of the layout. The arrays' bytes are part of each frame's key, so the folder may be moved."""
         return fingerprint_of("precomputed", self.config, ignore=["folder"])
 
     def check(self, frames: Sequence[Frame]) -> None:
-        """Errors: `UserError` when the folder or files in it are missing, or one file would serve several images."""
+        """Check that every image has a file of its own in the folder.
+
+        Raises:
+            UserError: the folder or files in it are missing, or one file would serve several images.
+        """
         if not self.folder.is_dir():
             raise UserError(f"feature folder {self.folder} does not exist: give the folder with one array per image")
         missing = [frame for frame in frames if self._find(frame) is None]
@@ -60,11 +64,15 @@ class PrecomputedExtractor:
             )
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """The array's file."""
+        """Return the array's file."""
         return [self._path(frame)]
 
     def extract(self, frame: Frame) -> FeatureGrid:
-        """The array as it is, its cells taken to tile the image. Errors: `UserError` naming an unusable file."""
+        """Return the array as it is, its cells taken to tile the image.
+
+        Raises:
+            UserError: the file cannot be used.
+        """
         path = self._path(frame)
         values = _load(path)
         if values.ndim != 3 or 0 in values.shape:

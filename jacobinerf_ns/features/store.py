@@ -24,7 +24,7 @@ class FeatureStore:
     """
 
     def __init__(self, filled: Filled, sizes: Sequence[tuple[int, int]]) -> None:
-        """Opens the files of `filled`; `sizes` are the (height, width) in pixels of the images to be indexed."""
+        """Open the files of `filled`; `sizes` are the (height, width) in pixels of the images to be indexed."""
         grids = [read_grid(path) for path in filled.paths]
         self.filled = filled
         self.sizes = list(sizes)
@@ -49,11 +49,11 @@ class FeatureStore:
         return sum(path.stat().st_size for path in set(self.filled.paths))
 
     def sample(self, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays dim"]:
-        """Features at pixels (image, row, col), float32 on the CPU: bilinear between patch centres."""
+        """Return the features at pixels (image, row, col), float32 on the CPU: bilinear between patch centres."""
         return torch.cat([self._sample_chunk(chunk) for chunk in indices.detach().cpu().split(_CHUNK)])
 
     def _sample_chunk(self, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays dim"]:
-        """Rays are sorted by image, so that each map is read once; the arithmetic is done for all images together."""
+        """Sort rays by image, so that each map is read once; the arithmetic is done for all images together."""
         order = indices[:, 0].argsort()
         images, pixels = indices[order].split([1, 2], dim=1)
         images = images[:, 0]
@@ -77,9 +77,10 @@ def open_store(
     feature_dim: int | None = None,
     center: bool = False,
 ) -> FeatureStore:
-    """Features of `frames` (image i of the store is `frames[i]`): extracts and projects what the cache does not hold.
+    """Return features of `frames` (image i of the store is `frames[i]`); make what the cache does not hold.
 
-    Errors: `UserError` for features that cannot be had, are not finite, or differ in dimension between images.
+    Raises:
+        UserError: features that cannot be had, are not finite, or differ in dimension between images.
     """
     filled = extract_all(extractor, frames, cache_dir)
     _check_dimensions(filled, frames)

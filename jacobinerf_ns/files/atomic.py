@@ -13,7 +13,7 @@ from jacobinerf_ns.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, and renames it to `path` when the block ends well.
+    """Yield a temporary name beside `path`, and rename it to `path` when the block ends well.
 
     A reader sees the old file or the new one, never a part; after an exception the temporary file is gone and `path` is
     as it was. The suffix is kept, since many writers choose their format by it.
@@ -34,7 +34,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """`atomic_write` that keeps what is there and says in one line why it cannot write. Errors: `UserError`."""
+    """Write as `atomic_write` does, but keep what is there and say in one line why it cannot be written.
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
     try:
         if not overwrite and path.exists():
             raise UserError(f"{path} is there already: choose another place, or ask to overwrite it")
@@ -47,7 +51,11 @@ def writing(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
-    """Writes a JSON file whole or not at all. Errors: `UserError`."""
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
     with writing(path, overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False)
 

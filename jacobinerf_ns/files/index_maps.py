@@ -26,7 +26,7 @@ INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "I")
 def read_label_map(
     path: Path, size: tuple[int, int], original_size: tuple[int, int] | None = None
 ) -> Int[Tensor, "height width"]:
-    """Reads an index PNG (8 or 16 bits, grey or palette) as int64 ids at the size of the training image.
+    """Read an index PNG (8 or 16 bits, grey or palette) as int64 ids at the size of the training image.
 
     Args:
         path: the label map; a palette PNG gives its palette indices.
@@ -53,7 +53,7 @@ def read_label_map(
 
 
 def read_classes(path: Path) -> dict[int, str]:
-    """Reads `classes.json`: `{"void_id": 0, "classes": [{"id": 1, "name": "wall"}, ...]}`, further keys are ignored.
+    """Read `classes.json`: `{"void_id": 0, "classes": [{"id": 1, "name": "wall"}, ...]}`, further keys are ignored.
 
     Returns:
         Class names by id, in the file's order; void (0) is not among them.
@@ -87,7 +87,7 @@ def _is_class(entry: Any) -> bool:
 
 
 def _read_indices(path: Path) -> np.ndarray:
-    """Ids of a label map as an int64 array [height, width] of its own, at the size of the file."""
+    """Return the ids of a label map as an int64 array [height, width] of its own, at the size of the file."""
     if not path.is_file():
         raise UserError(f"label map {path} is missing: put the file there, or remove its entry from transforms.json")
     try:

@@ -21,7 +21,7 @@ _SOFT = 0.1
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
-    """White pixels of a mask in any format: those of more than half of its largest value (1, 255, a palette's colour).
+    """Return the white pixels of a mask in any format: of more than half of its largest value (1, 255, a colour).
 
     Raises:
         UserError: the file is missing, damaged or has too many values to be a mask, as a photograph has.
@@ -45,7 +45,7 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
 
 
 def mask_at(path: Path, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
-    """A mask at the size (height, width) of its image: the value under each pixel's centre.
+    """Return a mask at the size (height, width) of its image: the value under each pixel's centre.
 
     Raises:
         UserError: as of `read_mask`, or the mask has another aspect ratio.
@@ -56,7 +56,7 @@ def mask_at(path: Path, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
 
 
 def scribbles_at(paths: Sequence[Path], size: tuple[int, int]) -> Bool[Tensor, "height width"]:
-    """Pixels of an image of `size` (height, width) that a stroke touches: thin strokes on a larger copy survive.
+    """Return the pixels of an image of `size` (height, width) that strokes touch: thin ones on a larger copy survive.
 
     Raises:
         UserError: as of `mask_at`.
@@ -71,7 +71,7 @@ def scribbles_at(paths: Sequence[Path], size: tuple[int, int]) -> Bool[Tensor, "
 
 
 def find_scribbles(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Pictures of positive and of negative strokes, told apart by `pos` or `neg` in their names.
+    """Return the pictures of positive and of negative strokes, told apart by `pos` or `neg` in their names.
 
     Args:
         places: pictures, or folders of them; in a folder, pictures named otherwise are passed over.

@@ -97,7 +97,7 @@ def unscaled(path: PurePath) -> PurePosixPath:
 
 
 def files_below(folder: Path, suffixes: Sequence[str] = _IMAGE_SUFFIXES) -> list[Path]:
-    """Image files in a folder and its subfolders, in order; hidden ones (`._0001.png`) are left out.
+    """Return the image files in a folder and its subfolders, in order; hidden ones (`._0001.png`) are left out.
 
     Raises:
         UserError: no such folder.
@@ -112,7 +112,7 @@ def files_below(folder: Path, suffixes: Sequence[str] = _IMAGE_SUFFIXES) -> list
 
 
 def match_by_name(images: Sequence[Path], files: Sequence[Path], root: Path) -> list[Path | None]:
-    """The file of each image, or None for images that have none.
+    """Return the file of each image, or None for images that have none.
 
     A file belongs to the images whose name, without suffix, is its own: `0001.png` to `images/0001.jpg`. Where no file
     is named so, `0001.jpg.png` and `0001_mask.png` count too. Subfolders of `root` have to be the image's own folders

@@ -30,12 +30,12 @@ class Tile(NamedTuple):
 
 
 def heat_map(values: Float[Tensor, "height width"]) -> Float[Tensor, "height width 3"]:
-    """Values in 0..1 (others are clipped) in the Turbo colours: blue 0, green 0.5, red 1."""
+    """Return values in 0..1 (others are clipped) in the Turbo colours: blue 0, green 0.5, red 1."""
     return apply_float_colormap(values.clamp(0.0, 1.0)[..., None].cpu(), "turbo")
 
 
 def write_sheet(path: Path, rows: Sequence[Sequence[Tile]], tile_width: int = 288) -> None:
-    """Writes rows of tiles as one PNG; all tiles take the size of the first."""
+    """Write rows of tiles as one PNG; all tiles take the size of the first."""
     first = rows[0][0].image
     size = (tile_width, round(tile_width * first.shape[0] / first.shape[1]))
     step = (size[0] + MARGIN, size[1] + CAPTION_HEIGHT + MARGIN)

@@ -19,7 +19,7 @@ def claim_folder(
     differences: Mapping[str, str],
     overwrite: bool = False,
 ) -> None:
-    """Makes sure that what lies in a folder and what is about to be written to it are parts of one result.
+    """Make sure that what lies in a folder and what is about to be written to it are parts of one result.
 
     The manifest says what a result is made of. A new or empty folder gets one; in a folder with an equal one, files
     that are there are finished and stay. With `overwrite`, the files of an earlier result go before its manifest does,
@@ -50,7 +50,7 @@ def claim_folder(
 
 
 def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
-    """The manifest of an earlier run; empty where there is none, or where it is damaged and overwritten anyway."""
+    """Return the manifest of an earlier run; empty where there is none, or a damaged one is overwritten."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -67,7 +67,7 @@ def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _stays_inside(name: Any) -> bool:
-    """What is deleted by name must not lie outside of the folder, whatever a damaged manifest says."""
+    """Return whether a name stays inside: by a damaged manifest nothing outside of the folder may be deleted."""
     return isinstance(name, str) and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
@@ -80,7 +80,7 @@ def _check_same(
 
 
 def _holds_something(folder: Path) -> bool:
-    """Whether there is anything but hidden files, which file managers leave behind."""
+    """Return whether there is anything but hidden files, which file managers leave behind."""
     try:
         return any(not path.name.startswith(".") for path in folder.iterdir())
     except FileNotFoundError:

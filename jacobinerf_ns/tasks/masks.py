@@ -102,7 +102,7 @@ class Propagated:
     """Photos in which a label id occurs."""
 
     def share(self, label_id: int) -> float:
-        """Share (0..1) of all pixels that have the label."""
+        """Return the share (0..1) of all pixels that have the label."""
         return self.pixels[label_id] / max(sum(self.pixels.values()), 1)
 
 
@@ -112,7 +112,7 @@ def propagate(
     settings: PropagateSettings | None = None,
     annotations_file: Path | None = None,
 ) -> Propagated:
-    """Writes a label map for every photo of a split, and `classes.json`, which names the ids.
+    """Write a label map for every photo of a split, and `classes.json`, which names the ids.
 
     Called again with the same input it goes on where it was interrupted. What makes the result (annotations, weights,
     photos, settings) is noted in `propagation.json`; a folder of another result is refused.
@@ -148,7 +148,7 @@ def propagate(
 def _open(
     config_path: Path, annotations_file: Path | None, settings: PropagateSettings
 ) -> tuple[Run, Annotations, tuple[Label, ...]]:
-    """The run, the annotations that are propagated, and the labels that are written."""
+    """Return the run, the annotations that are propagated, and the labels that are written."""
     chosen: list[tuple[Annotations, tuple[Label, ...]]] = []
 
     def prepare(config: JacobiNeRFTrainerConfig) -> None:
@@ -161,7 +161,7 @@ def _open(
 
 
 def choose_annotations(annotations: Annotations, settings: PropagateSettings) -> tuple[Annotations, tuple[Label, ...]]:
-    """The annotations that are propagated, and those of their labels that are written.
+    """Return the annotations that are propagated, and those of their labels that are written.
 
     Labels that are not asked for still compete for pixels where they have seeds: a chair that is asked for alone does
     not become the whole room.
@@ -208,7 +208,7 @@ class PhotoFiles:
 
 
 def plan_files(photos: Sequence[Photo], folder: Path, format: FormatName, overlays: bool) -> list[PhotoFiles]:
-    """The files of every photo in an output folder, named as the photos are.
+    """Return the files of every photo in an output folder, named as the photos are.
 
     Raises:
         UserError: two photos cannot be told apart, or a name is taken by what else lies in the folder.
@@ -249,7 +249,7 @@ def _read_existing(path: Path) -> Annotations:
 def _made_of(
     run: Run, annotations: Annotations, written: Sequence[Label], photos: Sequence[Photo], settings: PropagateSettings
 ) -> dict[str, Any]:
-    """All that decides what the files hold. Weights count by content: runs are moved, and trained anew."""
+    """Return all that decides what the files hold. Weights count by content: runs are moved, and trained anew."""
     folder = run.annotations_file.parent
     masks = ((folder / seed.file).read_bytes() for seed in annotations.seeds if isinstance(seed, Mask))
     weights = map(tensor_bytes, run.pipeline.model.state_dict().values())
@@ -297,7 +297,7 @@ def _write_all(fitted: Labels, planned: Sequence[PhotoFiles], result: Propagated
 
 @contextmanager
 def _says_what_is_kept(result: Propagated, total: int) -> Iterator[None]:
-    """A disk that fills up costs nothing but the photo that was being written."""
+    """Say what is kept: a disk that fills up costs nothing but the photo that was being written."""
     try:
         yield
     except UserError as error:
@@ -310,7 +310,11 @@ def _says_what_is_kept(result: Propagated, total: int) -> Iterator[None]:
 
 
 def _read_finished(files: PhotoFiles, labels: Sequence[Label]) -> Int[np.ndarray, "height width"]:
-    """A label map that an earlier run wrote. Errors: `UserError`, it is damaged or has become something else."""
+    """Return a label map that an earlier run wrote.
+
+    Raises:
+        UserError: it is damaged or has become something else.
+    """
     ids = read_label_map(files.label_map, files.photo.size).numpy()
     strange = set(np.unique(ids).tolist()) - {VOID_ID, *(label.id for label in labels)}
     if strange:
@@ -334,7 +338,11 @@ def _write_companions(
 
 
 def draw_overlay(photo: Photo, ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> Image.Image:
-    """The photo at its original size with the labels' colours over it. Errors: `UserError`, it cannot be read."""
+    """Return the photo at its original size with the labels' colours over it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = photo.path if photo.path.is_file() else photo.trained
     try:
         with Image.open(path) as image:

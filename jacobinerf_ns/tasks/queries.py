@@ -38,7 +38,7 @@ PixelBox = tuple[int, int, int, int]
 
 
 def box_pixels(box: PixelBox, size: tuple[int, int], name: str) -> Int[np.ndarray, "pixels 2"]:
-    """At most `MAX_PIXELS` (x, y) pixels of a box in an image of `size` (height, width).
+    """Return at most `MAX_PIXELS` (x, y) pixels of a box in an image of `size` (height, width).
 
     Raises:
         UserError: a corner lies outside of the image, which `name` names.
@@ -58,9 +58,10 @@ def box_pixels(box: PixelBox, size: tuple[int, int], name: str) -> Int[np.ndarra
 def query_of_photo(
     model: JacobiNeRFModel, feature_field: FeatureField, photos: Sequence[Photo], name: str, box: PixelBox
 ) -> Float[Tensor, "features"]:
-    """Query by a box of a photo, in pixels of the original.
+    """Return the query by a box of a photo, in pixels of the original.
 
-    Errors: `UserError` for an unknown photo, a box outside of it, or one that sees nothing.
+    Raises:
+        UserError: an unknown photo, a box outside of it, or one that sees nothing.
     """
     photo = photos[find_image(name, [photo.path for photo in photos])]
     (height, width), camera = photo.size, photo.camera
@@ -73,9 +74,10 @@ def query_of_photo(
 def query_of_pixels(
     model: JacobiNeRFModel, feature_field: FeatureField, camera: Cameras, pixels: Int[np.ndarray, "pixels 2"]
 ) -> Float[Tensor, "features"]:
-    """Mean direction of the distilled features at (x, y) pixels of a camera. The model has to be in eval mode.
+    """Return the mean direction of the distilled features at (x, y) pixels of a camera; the model is in eval mode.
 
-    Errors: `UserError` where the pixels see nothing.
+    Raises:
+        UserError: the pixels see nothing.
     """
     coords = torch.from_numpy(pixels[:, ::-1] + 0.5).float()
     rays = camera.generate_rays(camera_indices=torch.zeros(len(pixels), 1, dtype=torch.long), coords=coords)
@@ -84,9 +86,10 @@ def query_of_pixels(
 
 
 def query_of_picture(extractor: Extractor, path: Path, box: PixelBox | None = None) -> Float[Tensor, "features"]:
-    """Mean direction of the teacher's features of any image file, or of a box in it, on the CPU.
+    """Return the mean direction of the teacher's features of any image file, or of a box in it, on the CPU.
 
-    Errors: `UserError` for a file that is no image or that the teacher cannot serve, or a box outside of it.
+    Raises:
+        UserError: a file that is no image or that the teacher cannot serve, or a box outside of it.
     """
     width, height = load_rgb(path).size
     pixels = box_pixels(box or (0, 0, width - 1, height - 1), (height, width), path.name)
@@ -101,7 +104,7 @@ def query_of_picture(extractor: Extractor, path: Path, box: PixelBox | None = No
 def view_similarity(
     model: JacobiNeRFModel, feature_field: FeatureField, camera: Cameras, query: Float[Tensor, "features"]
 ) -> Float[Tensor, "height width"]:
-    """Cosine, −1..1, of a view's distilled features to a query, on the CPU. The model has to be in eval mode."""
+    """Return the cosine, −1..1, of a view's distilled features to a query, on the CPU; the model is in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     direction = query.to(model.device)[None]
     chunks = model.chunks(rays.flatten())
@@ -120,7 +123,7 @@ class AnswerFiles(NamedTuple):
 
 
 def plan_answers(photos: Sequence[Photo], folder: Path, overwrite: bool) -> list[AnswerFiles]:
-    """The files of each photo, named as the photo is.
+    """Return the files of each photo, named as the photo is.
 
     Raises:
         UserError: one is there already and not to be overwritten, belongs to the capture, or photos share a name.
@@ -145,9 +148,10 @@ def write_answers(
     planned: Sequence[AnswerFiles],
     threshold: float,
 ) -> int:
-    """Renders every photo's view and writes its files; gives the number of views with anything above the threshold.
+    """Render every photo's view and write its files; return the number of views with anything above the threshold.
 
-    Errors: `UserError` for a folder that cannot be written to.
+    Raises:
+        UserError: a folder that cannot be written to.
     """
     found = 0
     for files in track(planned, description="Answering"):
@@ -162,14 +166,18 @@ def write_answers(
 
 
 def at_photo_size(values: Float[Tensor, "rows columns"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Values resampled, bilinearly between pixel centres, to a photo of `size` (height, width)."""
+    """Return values resampled, bilinearly between pixel centres, to a photo of `size` (height, width)."""
     if tuple(values.shape) == tuple(size):
         return values
     return F.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _mean_direction(vectors: Float[Tensor, "pixels features"], nothing: str) -> Float[Tensor, "features"]:
-    """Mean of the unit vectors, so that a strong feature has no more say. Errors: `UserError`, all are zero."""
+    """Return the mean of the unit vectors, so that a strong feature has no more say.
+
+    Raises:
+        UserError: all of them are zero.
+    """
     mean = F.normalize(vectors.float(), dim=-1, eps=NORM_EPS).mean(dim=0)
     if not bool(mean.norm() > NORM_EPS):
         raise UserError(nothing)

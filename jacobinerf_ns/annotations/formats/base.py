@@ -136,7 +136,11 @@ class LabelFormat:
 
 
 def load_json(path: Path) -> Any:
-    """Reads a JSON file. Errors: `UserError`."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -144,7 +148,11 @@ def load_json(path: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Errors: `UserError`."""
+    """Read a JSON object.
+
+    Raises:
+        UserError: it cannot be read, or holds no object.
+    """
     content = load_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, expected the object of a COCO or LabelMe file")
@@ -152,14 +160,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_label_map(ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> None:
-    """Asserts that a label map holds ids of the legend only."""
+    """Assert that a label map holds ids of the legend only."""
     strange = set(np.unique(ids).tolist()) - {0} - {label.id for label in labels}
     assert not strange, f"label map has ids {sorted(strange)[:5]}, which are not in its legend"
     assert all(label.id <= MAX_ID for label in labels)
 
 
 def label_file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """Relative names of the label files of photos: the photo's stem (`images/0003.jpg` → `0003.png`).
+    """Return the relative names of the label files of photos: the photo's stem (`images/0003.jpg` → `0003.png`).
 
     Photos of one stem keep as many parent folders as tell them apart, and their own suffix where folders do not
     (`0003.jpg.png`). Letter case tells nothing apart, since some file systems ignore it.
@@ -219,7 +227,11 @@ class ImageNames:
 
 
 def check_size(image: LabelledImage, known: Mapping[str, Size], name: str, source: Path) -> None:
-    """Raises `UserError` when a file counts pixels in an image of another size than the capture's."""
+    """Check that a file counts pixels in an image of the capture's size.
+
+    Raises:
+        UserError: it has another one.
+    """
     if image.size != known[name]:
         (height, width), (wanted_height, wanted_width) = image.size, known[name]
         raise UserError(
@@ -229,7 +241,11 @@ def check_size(image: LabelledImage, known: Mapping[str, Size], name: str, sourc
 
 
 def inside_pixel(point: tuple[float, float], size: Size) -> Pixel:
-    """The pixel under a point; the far edges count as inside. Errors: `ValueError`, outside of the image."""
+    """Return the pixel under a point; the far edges count as inside.
+
+    Raises:
+        ValueError: it is outside of the image.
+    """
     (x, y), (height, width) = point, size
     if not (0 <= x <= width and 0 <= y <= height):
         raise ValueError(f"point ({x:g}, {y:g}) is outside of the image of {width}x{height} pixels")
@@ -237,7 +253,7 @@ def inside_pixel(point: tuple[float, float], size: Size) -> Pixel:
 
 
 def inner_box(points: Sequence[tuple[float, float]], size: Size) -> tuple[Pixel, Pixel]:
-    """First and last pixel whose centres lie in the points' rectangle, cut off at the image; at least one pixel.
+    """Return the first and last pixel whose centres lie in the points' rectangle within the image; at least one.
 
     Raises:
         ValueError: nothing of it is inside of the image.

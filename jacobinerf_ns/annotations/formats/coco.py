@@ -43,7 +43,7 @@ def write_coco(
     polygons: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Writes label maps as one COCO file, one region per label and image; category ids are the labels' ids.
+    """Write label maps as one COCO file, one region per label and image; category ids are the labels' ids.
 
     Only run lengths are kept while the images go by. The path is tried before the first image is asked for: a
     rendering of an hour should not fail at its end for a file that is in the way.
@@ -82,7 +82,7 @@ def write_coco(
 
 
 def read_coco(path: Path) -> LabelSource:
-    """Reads a COCO file: run lengths (lists or strings) and polygons become masks, a mere `bbox` a box.
+    """Read a COCO file: run lengths (lists or strings) and polygons become masks, a mere `bbox` a box.
 
     The masks are decoded image by image, while they are iterated.
 
@@ -121,7 +121,7 @@ def _region(mask: Bool[np.ndarray, "height width"], instances: bool, polygons: b
 
 
 def _entries(path: Path, content: Entry, key: str, numbers: tuple[str, ...], text: str | None = None) -> list[Entry]:
-    """The list under `key`, each entry known to have its whole numbers and its text."""
+    """Return the list under `key`, each entry known to have its whole numbers and its text."""
     entries = content.get(key)
     wanted = f"expected a list '{key}' of COCO entries with {', '.join((*numbers, *([text] if text else [])))}"
     if not isinstance(entries, list):
@@ -170,7 +170,7 @@ def _decode(path: Path, entry: Entry, size: tuple[int, int], label: FileLabel) -
 
 
 def fill_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Pixels whose centres lie inside of any of the polygons, each `[x1, y1, x2, y2, ...]`.
+    """Return the pixels whose centres lie inside of any of the polygons, each `[x1, y1, x2, y2, ...]`.
 
     Raises:
         ValueError: a polygon has fewer than three points, or is far outside (filling it would take for ever).

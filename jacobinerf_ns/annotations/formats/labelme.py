@@ -41,7 +41,7 @@ _LINES = ("line", "linestrip")
 def write_labelme(
     path: Path, photo: str, ids: Int[np.ndarray, "height width"], labels: Sequence[Label], overwrite: bool = False
 ) -> None:
-    """Writes a label map as a LabelMe file, one mask per label.
+    """Write a label map as a LabelMe file, one mask per label.
 
     Args:
         path: the JSON file. LabelMe looks for it beside the photo, or in the folder given with --output.
@@ -70,7 +70,7 @@ def write_labelme(
 
 
 def read_labelme(path: Path) -> LabelledImage:
-    """Reads a LabelMe file.
+    """Read a LabelMe file.
 
     Masks, polygons and circles become masks (pixels whose centres are inside), rectangles boxes, points clicks, lines
     scribbles. What several shapes of one group belong together to is not kept.
@@ -136,7 +136,7 @@ def _regions(shape: dict[str, Any], size: tuple[int, int]) -> Iterator[Region]:
 
 
 def _mask(text: str, points: list[tuple[float, float]], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """A mask from its cut-out; the two points are its first and last pixel."""
+    """Return a mask from its cut-out; the two points are its first and last pixel."""
     with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
         part = np.array(picture).astype(bool)
     (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points)
@@ -152,7 +152,7 @@ def _mask(text: str, points: list[tuple[float, float]], size: tuple[int, int]) -
 
 
 def _disc(points: list[tuple[float, float]], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """A circle from its centre and a point on it."""
+    """Return a circle from its centre and a point on it."""
     (x, y), (edge_x, edge_y) = points
     rows, columns = np.arange(size[0])[:, None] + 0.5, np.arange(size[1])[None, :] + 0.5
     return (columns - x) ** 2 + (rows - y) ** 2 <= (edge_x - x) ** 2 + (edge_y - y) ** 2

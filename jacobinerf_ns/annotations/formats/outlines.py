@@ -8,7 +8,7 @@ _FINER = 2
 
 
 def outlines(mask: Bool[np.ndarray, "height width"]) -> list[Float[np.ndarray, "points 2"]]:
-    """Polygons of a mask's 8-connected components, as (x, y) from the image's corner in pixels.
+    """Return the polygons of a mask's 8-connected components, as (x, y) from the image's corner in pixels.
 
     The outline is traced on a grid of half pixels, so it runs a quarter of a pixel off the pixels' edges: no pixel's
     centre changes sides, and filling it gives the mask back. COCO's polygons know no holes; a hole is joined to its

@@ -1,6 +1,6 @@
 """Index PNGs: one label id per pixel, and the legend `classes.json` that names them.
 
-The same two files are a capture's ground truth (`label_maps.py`): what is written here can be read there.
+The same two files are a capture's ground truth (`files/index_maps.py`): what is written here can be read there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ _PALETTE_SIZE = 256
 def write_index_png(
     path: Path, ids: Int[np.ndarray, "height width"], labels: Sequence[Label], overwrite: bool = False
 ) -> None:
-    """Writes a label map as a PNG whose pixel values are the ids.
+    """Write a label map as a PNG whose pixel values are the ids.
 
     8 bits with the labels' colours as palette, so that any viewer shows it readably; 16-bit grey when an id of the
     legend is above 255, so that all maps of one legend are of one kind.
@@ -55,7 +55,7 @@ def write_index_png(
 
 
 def write_legend(folder: Path, labels: Sequence[Label], overwrite: bool = False) -> Path:
-    """Writes `classes.json` (the layout that `label_maps.read_classes` reads, and the colours); returns its path.
+    """Write `classes.json` (the layout that `index_maps.read_classes` reads, and the colours); return its path.
 
     A file that says the same already is left as it is, so that an interrupted run can go on.
 
@@ -71,7 +71,11 @@ def write_legend(folder: Path, labels: Sequence[Label], overwrite: bool = False)
 
 
 def read_legend(path: Path) -> tuple[FileLabel, ...]:
-    """Reads `classes.json` as it is. Errors: `UserError`."""
+    """Read `classes.json` as it is.
+
+    Raises:
+        UserError: it is damaged.
+    """
     names = read_classes(path)
     colours = {entry["id"]: parse_colour(entry.get("color")) for entry in read_json(path)["classes"]}
     return tuple(FileLabel(name, number, colours[number]) for number, name in names.items())
@@ -115,7 +119,7 @@ def open_index_pngs(
 
 
 def parse_colour(value: object) -> Colour | None:
-    """A colour as other tools write it (`[230, 159, 0]` or `"#e69f00"`); None for anything else."""
+    """Return a colour as other tools write it (`[230, 159, 0]` or `"#e69f00"`); None for anything else."""
     if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
         try:
             value = list(bytes.fromhex(value[1:]))
@@ -129,7 +133,7 @@ def parse_colour(value: object) -> Colour | None:
 
 
 def palette_colours(path: Path) -> dict[int, Colour]:
-    """Colours of a palette PNG by index; black, which palettes are filled up with, counts as none."""
+    """Return the colours of a palette PNG by index; black, which palettes are filled up with, counts as none."""
     try:
         with Image.open(path) as picture:
             flat = picture.getpalette() if picture.mode == "P" else None

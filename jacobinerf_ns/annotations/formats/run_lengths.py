@@ -13,7 +13,7 @@ _MAX_BITS = 60
 
 
 def mask_of_runs(counts: object, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """The mask of COCO's `counts`, given as a list or as the compressed string.
+    """Return the mask of COCO's `counts`, given as a list or as the compressed string.
 
     pycocotools takes runs that do not fill the image as they come, and what is left of the mask is whatever lay in
     memory; so this checks before it expands.
@@ -31,7 +31,7 @@ def mask_of_runs(counts: object, height: int, width: int) -> Bool[np.ndarray, "h
 
 
 def _decompressed(text: str) -> list[int]:
-    """Run lengths of the string: five bits per letter, lowest first, the sixth says that more follow.
+    """Return the run lengths of the string: five bits per letter, lowest first, the sixth says that more follow.
 
     From the fourth run on, what stands there is the difference to the run before the last.
     """

@@ -29,7 +29,7 @@ from jacobinerf_ns.files.index_maps import read_label_map
 def import_seeds(
     annotations: Annotations, source: Path, annotation_folder: Path, known_images: Mapping[str, Size]
 ) -> Annotations:
-    """Adds what label files mark as positive seeds; labels of one name are one label.
+    """Add what label files mark as positive seeds; labels of one name are one label.
 
     Masks of an image become one index PNG in `annotation_folder`/masks; where they overlap, the later one wins. Points
     become clicks, rectangles boxes, lines scribbles. New labels keep the file's id where it is free, and its colour;
@@ -77,7 +77,7 @@ def export_seeds(
     known_images: Mapping[str, Size] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes the positive seeds of every image as label maps; where they overlap, the later one wins.
+    """Write the positive seeds of every image as label maps; where they overlap, the later one wins.
 
     Clicks in space belong to no image and are left out.
 
@@ -136,7 +136,11 @@ class _LabelPlan:
         return self._annotations.labels
 
     def label(self, found: FileLabel) -> Label:
-        """The label of that name, made at its first use. Errors: `UserError`."""
+        """Return the label of that name, made at its first use.
+
+        Raises:
+            UserError: it cannot be made.
+        """
         name = found.name.strip()
         for label in self.labels:
             if label.name == name:
@@ -154,7 +158,7 @@ class _LabelPlan:
         return label
 
     def new(self, used: set[int]) -> list[Label]:
-        """The new labels among the used ids, in the order of the legend."""
+        """Return the new labels among the used ids, in the order of the legend."""
         order = {name: position for position, name in enumerate(self._legend)}
         made = [label for label in self.labels[self._old :] if label.id in used]
         return sorted(made, key=lambda label: order.get(label.name, len(order)))
@@ -168,7 +172,11 @@ class _MaskFolder:
         self._written: list[Path] = []
 
     def add(self, image: str, ids: Int[np.ndarray, "height width"], labels: Sequence[Label]) -> str:
-        """Writes a label map; returns its name relative to the annotation file's folder. Errors: `UserError`."""
+        """Write a label map; return its name relative to the annotation file's folder.
+
+        Raises:
+            UserError: it cannot be written, or another file has its name.
+        """
         content = digest([str(ids.shape).encode(), ids.astype("<u2").tobytes()])
         name = f"{MASK_FOLDER}/{Path(image).stem}-{content[:10]}.png"
         path = self._folder / name
@@ -186,7 +194,7 @@ class _MaskFolder:
 
 
 def _seeds(image: LabelledImage, name: str, plan: _LabelPlan, masks: _MaskFolder) -> Iterator[Seed]:
-    """Seeds of one image: its masks first."""
+    """Return the seeds of one image: its masks first."""
     height, width = image.size
     ids = np.zeros(image.size, dtype=np.uint16)
     others: list[Seed] = []
@@ -211,7 +219,7 @@ def _seeds(image: LabelledImage, name: str, plan: _LabelPlan, masks: _MaskFolder
 def _label_map(
     seeds: Sequence[InImage], rasterise: Callable[[InImage], Bool[np.ndarray, "height width"]], size: Size | None
 ) -> Int[np.ndarray, "height width"]:
-    """Label map of one image. A seed made on a smaller copy covers the pixels whose centres it covers."""
+    """Return the label map of one image. A seed made on a smaller copy covers the pixels whose centres it covers."""
     height, width = size or max((seed.height, seed.width) for seed in seeds)
     ids = np.zeros((height, width), dtype=np.uint16)
     for seed in seeds:

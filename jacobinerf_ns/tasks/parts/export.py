@@ -49,7 +49,7 @@ class ExportSettings:
 
 
 def export_parts(run: Run, names: Sequence[str], output_dir: Path, settings: ExportSettings) -> dict[str, Any]:
-    """Writes `points.ply`, a `mesh_<name>.ply` per label and `export.json`, whose content is returned.
+    """Write `points.ply`, a `mesh_<name>.ply` per label and `export.json`, whose content is returned.
 
     A pixel belongs to a label where the viewer's `selection` says so. Where a label is too scarce for a mesh, all the
     other files are written before that is said.
@@ -104,7 +104,7 @@ def _snapshot(run: Run, settings: ExportSettings) -> LabelSnapshot:
 
 
 def _choose(run: Run, snapshot: LabelSnapshot, names: Sequence[str]) -> list[int]:
-    """Positions of the labels of those names."""
+    """Return the positions of the labels of those names."""
     assert run.pipeline.labels is not None
     annotations = run.pipeline.labels.store.snapshot()[1]
     ids = [label.id for label in snapshot.labels]
@@ -124,7 +124,7 @@ def _choose(run: Run, snapshot: LabelSnapshot, names: Sequence[str]) -> list[int
 
 
 def _check_folder(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Says before the long work, not after it, that files are in the way or that the folder cannot be written."""
+    """Say before the long work, not after it, that files are in the way or that the folder cannot be written."""
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise UserError(f"{folder / there[0]} is there already: give --overwrite, or another --output-dir")
@@ -159,7 +159,7 @@ def _not_seen(snapshot: LabelSnapshot, position: int, sightings: Sightings) -> s
 
 
 def _clouds(points: Points, remove_outliers: bool) -> dict[int, Cloud]:
-    """A cloud per label id, scene frame. Labels are cleaned one by one: a stray may lie well within another label."""
+    """Return a cloud per label id, scene frame. Labels are cleaned one by one: a stray may lie within another."""
     clouds = {}
     for label in points.labels.unique().tolist():
         mine = Points(*(part[points.labels == label] for part in points))
@@ -191,7 +191,7 @@ def _write(
     settings: ExportSettings,
     world: WorldFrame,
 ) -> list[str]:
-    """Writes all files, notes the meshes in the summary, and returns why some meshes cannot be made."""
+    """Write all files, note the meshes in the summary, and return why some meshes cannot be made."""
     target = world if settings.frame == "world" else None
     whole = Cloud(*(np.concatenate(part) for part in zip(*clouds.values(), strict=True)))
     normals = whole.normals if target is None else target.directions_to_world(torch.from_numpy(whole.normals)).numpy()
@@ -214,5 +214,5 @@ def _write(
 
 
 def _positions_in(positions: Float[np.ndarray, "points 3"], world: WorldFrame | None) -> Float[np.ndarray, "points 3"]:
-    """Scene points in the world, or as they are."""
+    """Return scene points in the world, or as they are."""
     return positions if world is None else world.points_to_world(torch.from_numpy(positions)).numpy()

@@ -53,7 +53,11 @@ class Mesh(NamedTuple):
 
 
 def load_open3d() -> ModuleType:
-    """Open3D. Errors: `UserError` where it, or a system library of its, is missing."""
+    """Import Open3D.
+
+    Raises:
+        UserError: it, or a system library of its, is missing.
+    """
     try:
         import open3d
     except (ImportError, OSError) as error:
@@ -65,7 +69,7 @@ def load_open3d() -> ModuleType:
 
 
 def inliers(positions: Float[np.ndarray, "points 3"]) -> Bool[np.ndarray, "points"]:
-    """Points that are about as close to their neighbours as others are; strays between surfaces are not."""
+    """Return points that are about as close to their neighbours as others are; strays between surfaces are not."""
     if len(positions) <= NEIGHBOURS:
         return np.ones(len(positions), dtype=bool)
     distances = KDTree(positions).query(positions, k=NEIGHBOURS + 1)[0][:, 1:].mean(-1)
@@ -75,7 +79,7 @@ def inliers(positions: Float[np.ndarray, "points 3"]) -> Bool[np.ndarray, "point
 def estimate_normals(
     positions: Float[np.ndarray, "points 3"], directions: Float[np.ndarray, "points 3"]
 ) -> Float[np.ndarray, "points 3"]:
-    """Unit normals of the planes through each point's neighbours, turned against the rays that saw the points."""
+    """Return unit normals of the planes through points' neighbours, turned against the rays that saw the points."""
     cloud = _plain_cloud(positions)
     cloud.estimate_normals(load_open3d().geometry.KDTreeSearchParamKNN(NEIGHBOURS))
     normals = np.asarray(cloud.normals)
@@ -83,7 +87,7 @@ def estimate_normals(
 
 
 def reconstruct(cloud: Cloud, name: str) -> Mesh:
-    """Surface through a cloud by Poisson reconstruction, without crumbs and what lies far from every point.
+    """Return the surface through a cloud by Poisson reconstruction, without crumbs and what lies far from every point.
 
     Args:
         cloud: one label's points.
@@ -116,7 +120,11 @@ def reconstruct(cloud: Cloud, name: str) -> Mesh:
 
 
 def write_cloud(path: Path, cloud: Cloud, overwrite: bool = False) -> None:
-    """Writes a PLY: x y z (double), nx ny nz (float), red green blue (uchar), label (int). Errors: `UserError`."""
+    """Write a PLY: x y z (double), nx ny nz (float), red green blue (uchar), label (int).
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
     fields = {
         **_columns("xyz", "f8", cloud.positions),
         **_columns(("nx", "ny", "nz"), "f4", cloud.normals),
@@ -127,7 +135,11 @@ def write_cloud(path: Path, cloud: Cloud, overwrite: bool = False) -> None:
 
 
 def write_mesh(path: Path, mesh: Mesh, overwrite: bool = False) -> None:
-    """Writes a PLY: x y z (double), red green blue (uchar), and triangles. Errors: `UserError`."""
+    """Write a PLY: x y z (double), red green blue (uchar), and triangles.
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
     vertices = {
         **_columns("xyz", "f8", mesh.vertices),
         **_columns(("red", "green", "blue"), "u1", mesh.colours),
@@ -140,7 +152,7 @@ def _columns(names: Sequence[str], kind: str, values: np.ndarray) -> dict[str, t
 
 
 def _write_ply(path: Path, overwrite: bool, **elements: Mapping[str, tuple[str, np.ndarray]]) -> None:
-    """By plyfile: Open3D's writer reports success on a full disk."""
+    """Write by plyfile: Open3D's writer reports success on a full disk."""
     described = []
     for element, fields in elements.items():
         (_, first), *_ = fields.values()

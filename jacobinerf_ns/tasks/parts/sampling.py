@@ -68,7 +68,7 @@ class _Queried(NamedTuple):
 
 
 def find_labels(model: JacobiNeRFModel, cameras: Cameras, snapshot: LabelSnapshot, chosen: Sequence[int]) -> Sightings:
-    """Cells of the views in which chosen labels are selected, and the cells around them.
+    """Return the cells of the views in which chosen labels are selected, and the cells around them.
 
     Args:
         model: in eval mode.
@@ -98,7 +98,7 @@ def sample_points(
     sightings: Sightings,
     num_points: int,
 ) -> Points:
-    """At most `num_points` points of the chosen labels, by rays drawn evenly from the cells that show them.
+    """Return at most `num_points` points of the chosen labels, by rays drawn evenly from the cells that show them.
 
     The same points every time. Fewer where a label is so scarce that `RAYS_PER_POINT` rays for each point do not do.
 
@@ -151,7 +151,7 @@ def _look(
 def _view_members(
     seen: _Queried, snapshot: LabelSnapshot, chosen: Sequence[int], size: tuple[int, int]
 ) -> Int[Tensor, "rows columns"]:
-    """Ids of chosen labels in a whole view; `NOBODY` elsewhere and where nothing solid is."""
+    """Return the ids of chosen labels in a whole view; `NOBODY` elsewhere and where nothing solid is."""
     labels = _members(seen, snapshot, chosen, size)
     return torch.where(seen.solid, labels, NOBODY).view(size)
 
@@ -159,7 +159,7 @@ def _view_members(
 def _members(
     seen: _Queried, snapshot: LabelSnapshot, chosen: Sequence[int], size: tuple[int, int] | None = None
 ) -> Int[Tensor, "rays"]:
-    """Id of the chosen label that each ray's pixel is selected for, or `NOBODY`; `size` is that of a whole view."""
+    """Return the id of the chosen label that each ray is selected for, or `NOBODY`; `size` is that of a whole view."""
     found = seen.responses
     if snapshot.config.decision == "paper":
         assert size is not None, "the paper's decision needs whole views"
@@ -177,7 +177,7 @@ def _members(
 def _draw_rays(
     cameras: Cameras, sightings: Sightings, count: int, generator: torch.Generator
 ) -> tuple[RayBundle, Int[Tensor, "rays"]]:
-    """Rays through evenly drawn places in cells, and the cells they go through."""
+    """Return rays through evenly drawn places in cells, and the cells they go through."""
     drawn = torch.randint(len(sightings.cells), (count,), generator=generator)
     cells = sightings.cells[drawn]
     places = cells[:, 1:] + torch.rand(count, 2, generator=generator)
@@ -187,7 +187,7 @@ def _draw_rays(
 def _rays(
     cameras: Cameras, views: Int[Tensor, "rays"], places: Float[Tensor, "rays 2"], grids: Int[Tensor, "views 2"]
 ) -> RayBundle:
-    """Rays through places that are given in (row, column) of their view's grid."""
+    """Return rays through places that are given in (row, column) of their view's grid."""
     sizes = torch.cat([cameras.height, cameras.width], dim=-1).cpu()
     coords = (places * sizes[views] / grids[views]).to(cameras.device, torch.float32)
     return cameras.generate_rays(camera_indices=views[:, None].to(cameras.device), coords=coords)
