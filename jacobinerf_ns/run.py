@@ -172,17 +172,10 @@ def open_run(
     _read_config(config_path)
 
     def prepare(config: TrainerConfig) -> TrainerConfig:
-        if not isinstance(config, JacobiNeRFTrainerConfig):
-            raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
-        latest_checkpoint(config.get_checkpoint_dir())
-        own = annotations_path(config.pipeline, config_path)
-        config.pipeline.annotations = own if annotations is None else Path(annotations)
-        if not load_photos:
-            config.pipeline.datamanager.train_num_images_to_sample_from = 1
-            config.pipeline.datamanager.eval_num_images_to_sample_from = 1
+        prepared = _prepared(config, config_path, annotations, load_photos)
         if change is not None:
-            change(config)
-        return config
+            change(prepared)
+        return prepared
 
     with quiet_nerfstudio(), caught_outside():
         try:
@@ -230,6 +223,22 @@ def _read_config(path: Path) -> Any:
         raise UserError(f"{path} is not a config.yml that training wrote ({reason})") from error
     if not hasattr(config, "pipeline"):
         raise UserError(f"{path} is not a config.yml that training wrote: give --load-config the one of a run")
+    return config
+
+
+def _prepared(
+    config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
+) -> JacobiNeRFTrainerConfig:
+    """A run's own config, changed to be looked at instead of trained."""
+    if not isinstance(config, JacobiNeRFTrainerConfig):
+        raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
+    latest_checkpoint(config.get_checkpoint_dir())
+    own = annotations_path(config.pipeline, config_path)
+    config.pipeline.annotations = own if annotations is None else Path(annotations)
+    if not load_photos:
+        # nerfstudio would load them all.
+        config.pipeline.datamanager.train_num_images_to_sample_from = 1
+        config.pipeline.datamanager.eval_num_images_to_sample_from = 1
     return config
 
 
