@@ -80,11 +80,11 @@ class Desk:
         assert label is not None
         return annotations, label
 
-    def do(self, task: Callable[[], None]) -> None:
+    def do(self, task: Callable[[], object]) -> None:
         """Runs a task in the panel's thread; its `UserError` is shown in the status line."""
         self._worker.post(task)
 
-    def on_user_update(self, handle: Any, task: Callable[[], None], delay: float = 0.0) -> None:
+    def on_user_update(self, handle: Any, task: Callable[[], object], delay: float = 0.0) -> None:
         """Runs a task when a user changes a control, not when the panel sets it; of several, the last one."""
 
         def updated(event: Any) -> None:
@@ -98,10 +98,18 @@ class Desk:
         if handle.value != value and not self._worker.waits(id(handle)):
             handle.value = value
 
-    def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> None:
-        """Changes the annotations, saves them, and shows it. Errors: `UserError`; nothing is changed then."""
-        self._store.change(new, remember=remember)
+    def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> Annotations:
+        """Change the annotations, save them, and show it.
+
+        Returns:
+            The annotations as they are now.
+
+        Raises:
+            UserError: the change cannot be made; then nothing is changed.
+        """
+        changed = self._store.change(new, remember=remember)
         self._changed()
+        return changed
 
     def replay(self, way: Literal["undo", "redo"]) -> bool:
         """Takes a change back, or makes it again; False where there is none."""
