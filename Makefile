@@ -1,4 +1,5 @@
 # make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
+# make docs: the documentation as a site, in site/.
 # Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 BIN := .venv/bin
 DEMO_ARGS ?=
 
-.PHONY: demo test install install-test check clean
+.PHONY: demo test docs install install-test check clean
 
 demo: .venv/installed
 	$(BIN)/jacobinerf demo $(DEMO_ARGS)
@@ -16,7 +17,12 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
+# The variable silences what MkDocs Material says about its own end of life at every start.
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 install: .venv/installed
 install-test: .venv/installed-test
@@ -38,4 +44,4 @@ install-test: .venv/installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv demo_output outputs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv demo_output outputs build site *.egg-info .pytest_cache .ruff_cache

@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.core.propagation import decide_view
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.names import find_image
-from jacobinerf_ns.labels.responses import LabelSnapshot, responses
-from jacobinerf_ns.labels.traces import Piece
-from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.tracer import Tracer, trace_all
+from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.photos import Photo, Split
 from jacobinerf_ns.progress import track
 
@@ -69,12 +71,12 @@ class Labels:
     """Labels of a run as they were fitted; what is clicked, fitted or saved later does not change them."""
 
     def __init__(
-        self, model: JacobiNeRFModel, snapshot: LabelSnapshot, photos: Callable[[Split, bool], Sequence[Photo]]
+        self, tracer: Tracer, snapshot: LabelSnapshot, photos: Callable[[Split, bool], Sequence[Photo]]
     ) -> None:
         """`photos` lists those of a split, with cameras of the training resolution (False) or of the originals."""
         self.snapshot = snapshot
         """All that responses are made of; immutable."""
-        self._model, self._photos = model, photos
+        self._tracer, self._photos = tracer, photos
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,12 +130,12 @@ class Labels:
     @torch.no_grad()
     def _render(self, camera: Cameras) -> LabelledView:
         rays, snapshot = camera.generate_rays(camera_indices=0, keep_shape=True), self.snapshot
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for chunk in self._model.chunks(rays.flatten()):
-            piece = Piece(self._model.trace(chunk))
-            parts.append((piece.outputs["rgb"], piece.outputs["depth"], responses(piece, snapshot)))
-        size = rays.origins.shape[:2]
-        rgb, depth, found = (torch.cat(part).view(*size, -1) for part in zip(*parts, strict=True))
+
+        def pick(traced: Traced) -> tuple[Tensor, ...]:
+            return traced.outputs["rgb"], traced.outputs["depth"], responses(Piece(traced), snapshot)
+
+        picked = trace_all(self._tracer, rays.flatten(), pick)
+        rgb, depth, found = (part.view(*rays.origins.shape[:2], -1) for part in picked)
         decision = decide_view(found, snapshot.config)
         ids = np.array([VOID_ID, *(label.id for label in snapshot.labels)])
         return LabelledView(

@@ -17,13 +17,13 @@ from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.annotations.settings import adjusted
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, read_annotations
 from jacobinerf_ns.compat.checkpoints import latest_checkpoint
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.errors import UserError, caught_outside
 from jacobinerf_ns.labelled_views import Labels
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-from jacobinerf_ns.training import quiet_nerfstudio
 
 
 @dataclass(eq=False, repr=False)
@@ -122,15 +122,14 @@ class Run:
         return f"Run({self.config.method_name}, step {self.step}, {self.folder})"
 
     def _fit(self, annotations: Annotations, folder: Path) -> Labels:
-        self._keeper.store = FixedAnnotations(annotations, folder)
-        snapshot = self._keeper.current()
+        snapshot = self._maker.snapshot_of(annotations, folder)
         assert snapshot is not None
         return Labels(self.pipeline.model, snapshot, self.photos)
 
     @cached_property
-    def _keeper(self) -> LabelKeeper:
-        """One for all fits: it remembers what seeds look like. Its own, since a viewer may show the pipeline's."""
-        return self.pipeline.keep_labels(FixedAnnotations(Annotations(), self.folder))
+    def _maker(self) -> LabelMaker:
+        """One for all fits: it remembers what seeds look like."""
+        return self.pipeline.label_maker()
 
 
 class Capture(NamedTuple):
@@ -172,17 +171,10 @@ def open_run(
     _read_config(config_path)
 
     def prepare(config: TrainerConfig) -> TrainerConfig:
-        if not isinstance(config, JacobiNeRFTrainerConfig):
-            raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
-        latest_checkpoint(config.get_checkpoint_dir())
-        own = annotations_path(config.pipeline, config_path)
-        config.pipeline.annotations = own if annotations is None else Path(annotations)
-        if not load_photos:
-            config.pipeline.datamanager.train_num_images_to_sample_from = 1
-            config.pipeline.datamanager.eval_num_images_to_sample_from = 1
+        prepared = _prepared(config, config_path, annotations, load_photos)
         if change is not None:
-            change(config)
-        return config
+            change(prepared)
+        return prepared
 
     with quiet_nerfstudio(), caught_outside():
         try:
@@ -230,6 +222,22 @@ def _read_config(path: Path) -> Any:
         raise UserError(f"{path} is not a config.yml that training wrote ({reason})") from error
     if not hasattr(config, "pipeline"):
         raise UserError(f"{path} is not a config.yml that training wrote: give --load-config the one of a run")
+    return config
+
+
+def _prepared(
+    config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
+) -> JacobiNeRFTrainerConfig:
+    """A run's own config, changed to be looked at instead of trained."""
+    if not isinstance(config, JacobiNeRFTrainerConfig):
+        raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
+    latest_checkpoint(config.get_checkpoint_dir())
+    own = annotations_path(config.pipeline, config_path)
+    config.pipeline.annotations = own if annotations is None else Path(annotations)
+    if not load_photos:
+        # nerfstudio would load them all.
+        config.pipeline.datamanager.train_num_images_to_sample_from = 1
+        config.pipeline.datamanager.eval_num_images_to_sample_from = 1
     return config
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 import tyro
+from nbclient import NotebookClient
 from nerfstudio.configs.method_configs import method_configs
 from PIL import Image
 from tiny import start, tiny_capture, tiny_config
@@ -27,7 +29,7 @@ from jacobinerf_ns.tasks.masks import PropagateSettings, propagate
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 
 WIDTH, HEIGHT = 24, 18
-ROOT = Path(__file__).parents[1]
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -363,3 +365,31 @@ def test_a_run_says_what_it_is(run: jn.Run, labels: jn.Labels, image: str):
     assert repr(run) == f"Run(jacobinerf-lite, step 119, {run.folder})"
     assert repr(labels) == "Labels(wall, floor)"
     assert repr(labels.render(image)) == "LabelledView(12x9: wall, floor)"
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(config_path: Path, notes: jn.Notes, image: str, own_file: Path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source = (
+        f"CONFIG, PHOTO = {str(config_path)!r}, {image!r}\nCHAIR, SOFA, SOFA_BACK = (3, 3), (12, 16), (5, 8)"
+    )
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = outputs_of(notebook)
+    assert [output.ename for output in outputs if output.output_type == "error"] == []
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert "4 training photos, 2 held out" in "".join(output.get("text", "") for output in outputs)
+    saved = read_annotations(own_file)
+    assert [label.name for label in saved.labels] == ["chair", "sofa"]
+    assert len(saved.seeds) == 3
+
+
+def test_the_notebook_shows_its_pictures():
+    outputs = outputs_of(nbformat.read(NOTEBOOK, as_version=4))
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert {output.output_type for output in outputs} <= {"display_data", "execute_result", "stream"}
+    assert NOTEBOOK.stat().st_size < 600_000

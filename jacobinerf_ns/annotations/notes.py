@@ -18,11 +18,10 @@ from PIL import Image
 from jacobinerf_ns.annotations import changes
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble
 from jacobinerf_ns.annotations.store import MASK_FOLDER, AnnotationStore
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest
 from jacobinerf_ns.files.names import find_image, image_name
-from jacobinerf_ns.plain_errors import plain_errors
 
 MASK_VALUE = 1
 """Index of the marked pixels in mask files that are written here."""

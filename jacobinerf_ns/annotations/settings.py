@@ -6,8 +6,7 @@ from typing import Any
 
 from jacobinerf_ns.annotations.schema import ViewSettings
 from jacobinerf_ns.core.propagation import PropagationConfig
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.plain_errors import plain_errors
+from jacobinerf_ns.errors import UserError, plain_errors
 
 
 def adjusted(config: PropagationConfig, given: Mapping[str, Any]) -> PropagationConfig:

@@ -14,9 +14,8 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rasterise import rasterise
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, read_annotations
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.names import find_image, image_name
-from jacobinerf_ns.plain_errors import plain_errors
 
 if TYPE_CHECKING:
     from jacobinerf_ns.run import Capture

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.demo.capture import write_capture
@@ -23,7 +24,7 @@ from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-from jacobinerf_ns.training import quiet_nerfstudio, train
+from jacobinerf_ns.training import train
 
 CONSOLE = Console()
 CLICKED_THINGS = ("chair", "cushion", "lamp")
