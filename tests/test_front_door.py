@@ -24,7 +24,8 @@ from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.core.propagation import PAPER
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.files.grids import resample
-from jacobinerf_ns.tasks.masks import PropagateSettings, propagate
+from jacobinerf_ns.tasks.masks import propagate
+from jacobinerf_ns.tasks.settings import PropagateSettings
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 

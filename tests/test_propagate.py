@@ -34,7 +34,8 @@ from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labelled_views import Labels
 from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.run import open_run
-from jacobinerf_ns.tasks.masks import PropagateSettings, choose_annotations, draw_overlay, plan_files, propagate
+from jacobinerf_ns.tasks.masks import choose_annotations, draw_overlay, plan_files, propagate
+from jacobinerf_ns.tasks.settings import PropagateSettings
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 

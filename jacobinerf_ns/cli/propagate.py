@@ -3,13 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jacobinerf_ns.annotations.formats.registry import FormatName
+from jacobinerf_ns.tasks.settings import PropagateSettings
 
 if TYPE_CHECKING:
     from jacobinerf_ns.tasks.masks import Propagated
@@ -18,60 +18,33 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-@dataclass
-class Propagate:
-    """Turn the labels of a run into label maps of its photos: index PNGs, one COCO file, or LabelMe files.
-
-    After an interruption the same command goes on with the photos that are missing.
-    """
-
+@dataclass(frozen=True)
+class _Folders:
     load_config: Path
     """The run's config.yml."""
     output_dir: Path
     """Folder for the label maps, and for classes.json, which names their ids."""
     annotations: Path | None = None
     """Annotation file, instead of the run's own."""
-    split: Literal["train", "test", "all"] = "all"
-    """Photos the run was trained on, those held out, or both."""
-    format: FormatName = "png"
-    """An index PNG per photo, one annotations.coco.json of run lengths (CVAT) or of outlines (Label Studio, which reads
-    no run lengths; the same pixels), or a LabelMe file per photo."""
-    labels: tuple[str, ...] = ()
-    """Names of the labels to write; none: all. The others still compete for pixels, and theirs become 0."""
-    refine: int | None = None
-    """Rounds of refining what stands for a label on the scene itself; None is the annotation file's."""
-    smooth: float | None = None
-    """Share (0..1) of a pixel's response that comes from the nearest surfaces; None is the annotation file's."""
-    space: Literal["2d", "3d"] | None = None
-    """Take responses on rendered pixels (2d) or per sample in space (3d); None is the annotation file's."""
-    void_below: float | None = None
-    """Pixels of less confidence (0..1) than this get no label, id 0; None is the annotation file's."""
-    full_resolution: bool = False
-    """Render at the photos' original size. Otherwise label maps are rendered at the training resolution, and each pixel
-    of the photo gets the id that its centre lies in."""
-    overlays: bool = False
-    """Also write the photos with the labels' colours over them, into overlays/."""
-    overwrite: bool = False
-    """Make all files anew, in the place of what is there."""
+
+
+@dataclass(frozen=True)
+class Propagate(PropagateSettings, _Folders):
+    """Turn the labels of a run into label maps of its photos: index PNGs, one COCO file, or LabelMe files.
+
+    After an interruption the same command goes on with the photos that are missing.
+    """
 
     def main(self) -> "Propagated":
-        """Writes the files, and prints each label's share of the pixels. Errors: `UserError`."""
-        from jacobinerf_ns.tasks.masks import PropagateSettings, propagate
+        """Write the files, and print each label's share of the pixels.
 
-        settings = PropagateSettings(
-            split=self.split,
-            format=self.format,
-            labels=self.labels,
-            refine=self.refine,
-            smooth=self.smooth,
-            space=self.space,
-            void_below=self.void_below,
-            full_resolution=self.full_resolution,
-            overlays=self.overlays,
-            overwrite=self.overwrite,
-        )
+        Raises:
+            UserError: see `propagate`.
+        """
+        from jacobinerf_ns.tasks.masks import propagate
+
         try:
-            result = propagate(self.load_config, self.output_dir, settings, self.annotations)
+            result = propagate(self.load_config, self.output_dir, self, self.annotations)
         except KeyboardInterrupt:
             print("stopped: what is done is kept, and the same command goes on from there", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None

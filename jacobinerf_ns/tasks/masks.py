@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -29,9 +29,10 @@ from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labelled_views import Labels
-from jacobinerf_ns.photos import Photo, Split, check_capture_is_safe
+from jacobinerf_ns.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.tasks.settings import PropagateSettings
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 MANIFEST_NAME = "propagation.json"
@@ -55,32 +56,6 @@ _DIFFERENCES = {
     "format": "another format",
     "resolution": "another resolution",
 }
-
-
-@dataclass(frozen=True)
-class PropagateSettings:
-    """Which photos are labelled, how, and as which files."""
-
-    split: Split = "all"
-    """Photos the run was trained on, those held out, or both."""
-    format: FormatName = "png"
-    """Of the files."""
-    labels: tuple[str, ...] = ()
-    """Names of the labels that are written; none: all. Others still compete for pixels, and theirs become 0."""
-    refine: int | None = None
-    """Rounds of refining prototypes on the scene itself; None is the annotation file's."""
-    smooth: float | None = None
-    """Share (0..1) of a response that comes from the nearest surface points; None is the annotation file's."""
-    space: Literal["2d", "3d"] | None = None
-    """Where responses are taken; None is the annotation file's."""
-    void_below: float | None = None
-    """Pixels of less confidence (0..1) get no label; None is the annotation file's."""
-    full_resolution: bool = False
-    """Render at the photos' original size, instead of resampling the label maps of the training resolution."""
-    overlays: bool = False
-    """Also write the photos with the labels' colours over them."""
-    overwrite: bool = False
-    """Make all files anew, in the place of what an earlier run wrote."""
 
 
 @dataclass

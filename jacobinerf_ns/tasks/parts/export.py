@@ -2,9 +2,9 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,31 +21,12 @@ from jacobinerf_ns.tasks.parts import geometry as part_geometry
 from jacobinerf_ns.tasks.parts import sampling as part_sampling
 from jacobinerf_ns.tasks.parts.geometry import Cloud
 from jacobinerf_ns.tasks.parts.sampling import Points, Sightings
+from jacobinerf_ns.tasks.settings import ExportSettings
 
 EVERYTHING = "all"
 """Stands for every label that has seeds."""
 CLOUD_NAME = "points.ply"
 SUMMARY_NAME = "export.json"
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What is taken out, and how it is written."""
-
-    num_points: int = 200_000
-    """Points that are sampled; outliers are taken off afterwards."""
-    mesh: bool = False
-    """Also make a mesh of each label."""
-    frame: Literal["world", "scene"] = "world"
-    """Frame of the files: the capture's own, or the one that the run trains in."""
-    remove_outliers: bool = True
-    """Take off points that are far from all others of their label."""
-    threshold: float | None = None
-    """Response (0..1) from which on a pixel belongs to a label; None is the annotation file's."""
-    summary: bool = True
-    """Also write what was taken out as JSON."""
-    overwrite: bool = False
-    """Replace the files of an earlier export."""
 
 
 def export_parts(run: Run, names: Sequence[str], output_dir: Path, settings: ExportSettings) -> dict[str, Any]:
@@ -68,7 +49,7 @@ def export_parts(run: Run, names: Sequence[str], output_dir: Path, settings: Exp
     chosen = _choose(run, snapshot, names)
     slugs = [name.removeprefix("mask_") for name in snapshot.mask_names()]
     meshes = {snapshot.labels[p].id: f"mesh_{slugs[p]}.ply" for p in chosen} if settings.mesh else {}
-    _check_folder(output_dir, [CLOUD_NAME, *meshes.values(), *[SUMMARY_NAME] * settings.summary], settings.overwrite)
+    _check_folder(output_dir, [CLOUD_NAME, *meshes.values(), *[SUMMARY_NAME] * settings.json], settings.overwrite)
     points = _sample(run, snapshot, chosen, settings.num_points, skip_unseen=EVERYTHING in names)
     clouds = _clouds(points, settings.remove_outliers)
     world = run.pipeline.world
@@ -208,7 +189,7 @@ def _write(
         mesh = mesh._replace(vertices=_positions_in(mesh.vertices, target))
         part_geometry.write_mesh(folder / name, mesh, settings.overwrite)
         entry |= {"mesh": name, "vertices": len(mesh.vertices), "triangles": len(mesh.triangles)}
-    if settings.summary:
+    if settings.json:
         write_json(folder / SUMMARY_NAME, summary, settings.overwrite)
     return problems
 
