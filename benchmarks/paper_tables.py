@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from paper_files import TASKS, Benchmark
 from tables import Table, mean_and_range
 
-from jacobinerf_ns.evaluation.reports import TITLES
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 
 Scores = dict[str, Any]
 """Content of one file of scores."""
@@ -98,7 +98,7 @@ def task_table(task: str, scores: Sequence[Scores], classes: Sequence[str] | Non
         measures[LISTED] = lambda entry: miou_of(entry["class_iou"], classes)
     rows = []
     for (method, contender), found in _by_row(scores).items():
-        row = [method, TITLES[contender]]
+        row = [method, CONTENDERS[contender].title]
         for measure in measures.values():
             numbers = [
                 Value(scene, seed, value) for scene, seed, entry in found if (value := measure(entry)) is not None
@@ -113,7 +113,7 @@ def scene_table(task: str, scores: Sequence[Scores], scenes: Sequence[str]) -> T
     rows = []
     for (method, contender), found in _by_row(scores).items():
         numbers = [Value(scene, seed, entry["mean"]["miou"]) for scene, seed, entry in found]
-        rows.append([method, TITLES[contender], *_by_scene(numbers, scenes, 3)])
+        rows.append([method, CONTENDERS[contender].title, *_by_scene(numbers, scenes, 3)])
     return Table(f"{CAPTIONS[task]}: mIoU per scene", ["method", "contender", *scenes], rows, 2)
 
 
@@ -166,7 +166,7 @@ def _by_row(scores: Sequence[Scores]) -> dict[tuple[str, str], list[tuple[str, i
     for entry in scores:
         for contender, found in entry["methods"].items():
             rows[entry["method"], contender].append((entry["scene"], entry["seed"], found))
-    methods, order = list(dict.fromkeys(method for method, _ in rows)), list(TITLES)
+    methods, order = list(dict.fromkeys(method for method, _ in rows)), list(CONTENDERS)
     return dict(sorted(rows.items(), key=lambda row: (methods.index(row[0][0]), order.index(row[0][1]))))
 
 

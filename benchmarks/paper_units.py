@@ -16,12 +16,12 @@ from recipes import Recipe, Variant, is_trained, open_variant, train_variant
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import Annotator, Truth
-from jacobinerf_ns.evaluation.contenders import Method as Contender
-from jacobinerf_ns.evaluation.contenders import Scene
+from jacobinerf_ns.evaluation.exercise import Scene
 from jacobinerf_ns.evaluation.labels import evaluate
+from jacobinerf_ns.evaluation.registry import Method as Contender
+from jacobinerf_ns.evaluation.registry import needs_unshaped_run
 from jacobinerf_ns.files.atomic import write_json
 
-UNSHAPED: tuple[Contender, ...] = ("unshaped", "unshaped-plus")
 _NOT_SETTINGS = ("name", "method", "seeds", "variants", "unshaped")
 
 
@@ -90,7 +90,7 @@ class Place:
     def variants(self) -> tuple[Variant, ...]:
         """What is trained: fields without shaping only where a contender is one."""
         contenders = [contender for wanted in self.benchmark.tasks.values() for contender in wanted]
-        return ("plain", "shaped") if any(one in UNSHAPED for one in contenders) else ("shaped",)
+        return ("plain", "shaped") if any(map(needs_unshaped_run, contenders)) else ("shaped",)
 
     def settings(self, unit: Unit) -> dict[str, Any]:
         """All that decides about the numbers of a unit, beside its name and seed, as JSON gives it back."""

@@ -35,9 +35,10 @@ from tables import mean_and_range
 
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.evaluation.annotators import Annotator, Protocol
-from jacobinerf_ns.evaluation.contenders import Method, Scene
+from jacobinerf_ns.evaluation.exercise import Scene
 from jacobinerf_ns.evaluation.labels import evaluate
-from jacobinerf_ns.evaluation.reports import TITLES, write_report
+from jacobinerf_ns.evaluation.registry import CONTENDERS, Method
+from jacobinerf_ns.evaluation.reports import write_report
 from jacobinerf_ns.files.atomic import atomic_write
 
 UNSHAPED: tuple[Method, ...] = ("unshaped", "unshaped-plus", "teacher")
@@ -197,7 +198,7 @@ def table(name: str, content: dict[str, Any]) -> list[str]:
     methods = list(dict.fromkeys(m for group in GROUPS.values() for names in group.values() for m in names))
     order = sorted(methods, key=lambda m: -_mean(runs, "sparse", m, "miou"))
     for method in order:
-        title = f"**{TITLES[method]}**" if method not in RIVALS else TITLES[method]
+        title = CONTENDERS[method].title if method in RIVALS else f"**{CONTENDERS[method].title}**"
         cells = [
             _cell(runs, protocol, method, measure)
             for measure in ("miou", "total_accuracy")

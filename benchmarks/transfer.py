@@ -30,7 +30,7 @@ from jacobinerf_ns.core.matching import label_cosines
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PropagationConfig, decide
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene, Sight, make_exercise
+from jacobinerf_ns.evaluation.exercise import Scene, Sight, make_exercise
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.index_maps import VOID_ID

@@ -13,7 +13,8 @@ from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation import labels as evaluating
 from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene, make_exercise
+from jacobinerf_ns.evaluation.exercise import Fitted, Scene, make_exercise
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
@@ -80,8 +81,7 @@ def test_an_exercise_is_what_a_user_would_have_saved(scene, tmp_path):
 
 
 def test_every_method_is_fitted_and_scored_on_the_same_pixels(scene):
-    ours: tuple[Method, ...] = ("2d", "3d", "plus", "paper", "unshaped", "unshaped-plus")
-    methods = (*ours, *RIVALS)
+    methods = tuple(CONTENDERS)
     report = evaluating.evaluate(scene, Annotator("sparse"), methods, seeds=(0, 1), stride=2, pictures=1)
     assert set(report.scores) == set(methods)
     for method in methods:
@@ -105,9 +105,10 @@ def test_a_perfect_contender_scores_one_and_a_constant_one_what_it_must(scene, m
 
         return Fitted(scores)
 
-    monkeypatch.setitem(RIVALS, "teacher", perfect)
-    monkeypatch.setitem(
-        RIVALS, "dff", lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), len(exercise.ids)))
+    monkeypatch.setattr("jacobinerf_ns.evaluation.rivals.teacher.fit", perfect)
+    monkeypatch.setattr(
+        "jacobinerf_ns.evaluation.rivals.feature_field.fit",
+        lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), len(exercise.ids))),
     )
     report = evaluating.evaluate(scene, Annotator("dense"), ("teacher", "dff"), seeds=(0, 1))
     assert report.mean("teacher", "miou_labelled") == pytest.approx(1.0, abs=0.05)  # classes unseen there cost a little

@@ -22,7 +22,7 @@ from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene
+from jacobinerf_ns.evaluation.exercise import Scene
 from jacobinerf_ns.evaluation.labels import Report, evaluate
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.index_maps import read_classes

@@ -16,9 +16,10 @@ from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import read_truth
-from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene
+from jacobinerf_ns.evaluation.exercise import Fitted, Scene
 from jacobinerf_ns.evaluation.object_views import ObjectTask, make_object_exercise, mark, object_views, reference_view
 from jacobinerf_ns.evaluation.objects import evaluate_object, object_scores
+from jacobinerf_ns.evaluation.registry import Method
 from jacobinerf_ns.evaluation.reports import object_means, object_table, picture_rows, write_report
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, read_mask, scribbles_at
 from jacobinerf_ns.labels.keeper import FixedAnnotations
@@ -240,8 +241,11 @@ def test_perfect_and_constant_contenders_score_what_they_must(scene: Scene, mask
 
         return Fitted(scores)
 
-    monkeypatch.setitem(RIVALS, "teacher", perfect)
-    monkeypatch.setitem(RIVALS, "dff", lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), 1)))
+    monkeypatch.setattr("jacobinerf_ns.evaluation.rivals.teacher.fit", perfect)
+    monkeypatch.setattr(
+        "jacobinerf_ns.evaluation.rivals.feature_field.fit",
+        lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), 1)),
+    )
     report = evaluate_object(scene, ObjectTask(masks, "0001"), ("teacher", "dff"), seeds=(0,))
     assert tuple(report.scores["teacher"][0]) == (1.0, 1.0, 1.0)
     masked = {view.frame.path.name: view.mask for view in object_views(scene, masks) if view.mask is not None}

@@ -23,7 +23,7 @@ from jacobinerf_ns.core.propagation import PAPER
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene, make_exercise
+from jacobinerf_ns.evaluation.exercise import Scene, make_exercise
 from jacobinerf_ns.features.base import Frame, fingerprint_of
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.evaluation.registry import Method, methods_help, needs_unshaped_run
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.evaluation.contenders import Scene
+    from jacobinerf_ns.evaluation.exercise import Scene
     from jacobinerf_ns.evaluation.labels import Report
     from jacobinerf_ns.evaluation.object_views import ObjectTask
     from jacobinerf_ns.evaluation.objects import ObjectReport
@@ -27,25 +29,7 @@ class Evaluate:
     protocol: Literal["sparse", "dense", "clicks", "instances", "object"] = "sparse"
     """What is labelled, in one training view: one pixel per class, everything, `clicks` pixels per class, or one pixel
     per instance. `object`: strokes or clicks on one object, whose masks in other views are scored."""
-    methods: tuple[
-        Literal[
-            "2d",
-            "3d",
-            "plus",
-            "network",
-            "paper",
-            "unshaped",
-            "unshaped-plus",
-            "teacher",
-            "dff",
-            "semantic-nerf",
-            "probe",
-        ],
-        ...,
-    ] = ("2d", "3d", "plus", "teacher")
-    """Ours: responses of pixels (2d) or samples (3d), refined and smoothed over the scene (plus), by an aggregator
-    network (for dense), with the paper's decision. Rivals on the same scene and seeds: the field without shaping, the
-    teacher's features in 2D, distilled features (dff), a semantic head, a linear probe."""
+    methods: Annotated[tuple[Method, ...], tyro.conf.arg(help=methods_help())] = ("2d", "3d", "plus", "teacher")
     unshaped_config: tuple[Path, ...] = ()
     """config.yml of the same method trained without shaping, for `unshaped`; one per run."""
     clicks: int = 3
@@ -87,10 +71,10 @@ class Evaluate:
 
     @property
     def _wants_plain(self) -> bool:
-        return any(method.startswith("unshaped") for method in self.methods)
+        return any(needs_unshaped_run(method) for method in self.methods)
 
     def _open(self, position: int) -> "tuple[Run, Scene]":
-        from jacobinerf_ns.evaluation.contenders import Scene
+        from jacobinerf_ns.evaluation.exercise import Scene
         from jacobinerf_ns.run import open_run
 
         def give_labels(config: "JacobiNeRFTrainerConfig") -> None:

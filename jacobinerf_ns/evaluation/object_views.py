@@ -15,7 +15,8 @@ from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Label
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels, draw_pixels
-from jacobinerf_ns.evaluation.contenders import Exercise, Method, Scene, Split
+from jacobinerf_ns.evaluation.exercise import Exercise, Scene, Split
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
 from jacobinerf_ns.files.names import files_below, match_by_name
@@ -23,8 +24,6 @@ from jacobinerf_ns.pipeline import MASK_SEEDS
 
 OBJECT, REST = 1, 2
 """Ids of the two labels, and of pixels in pictures."""
-BY_CLASSES: tuple[Method, ...] = ("network", "paper", "semantic-nerf", "probe")
-"""Methods that choose between labels, so that an object alone is everywhere."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,9 @@ def make_object_exercise(
     `two_labels` makes a label of the negative ones. Errors: `UserError` where there are none to make it of.
     """
     if two_labels and not len(negative):
+        weighing = [name for name, one in CONTENDERS.items() if one.weighs_labels]
         raise UserError(
-            f"methods {', '.join(BY_CLASSES)} choose between labels, and need negative scribbles beside the object: "
+            f"methods {', '.join(weighing)} choose between labels, and need negative scribbles beside the object: "
             "give --scribbles with 'neg' in a name, or leave them out"
         )
     image = torch.tensor([view.frame.index])

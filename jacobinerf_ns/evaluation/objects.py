@@ -17,10 +17,9 @@ from torch import Tensor
 
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.contenders import Fitted, Method, Scene, fit
+from jacobinerf_ns.evaluation.exercise import Fitted, Scene
 from jacobinerf_ns.evaluation.labels import Shown
 from jacobinerf_ns.evaluation.object_views import (
-    BY_CLASSES,
     OBJECT,
     REST,
     ObjectTask,
@@ -30,6 +29,7 @@ from jacobinerf_ns.evaluation.object_views import (
     object_views,
     reference_view,
 )
+from jacobinerf_ns.evaluation.registry import CONTENDERS, Method, fit
 
 Key = tuple[Method, int]
 """A method, and which of the seeds of the clicks."""
@@ -117,8 +117,8 @@ def evaluate_object(
         )
     marked = [mark(reference, task, seed) for seed in (seeds[:1] if task.scribbles else seeds)]
     fitted: dict[Key, Fitted] = {
-        (method, i): fit(method, scene, make_object_exercise(scene, reference, *marks, method in BY_CLASSES))
-        for method in methods
+        (m, i): fit(m, scene, make_object_exercise(scene, reference, *marks, CONTENDERS[m].weighs_labels))
+        for m in methods
         for i, marks in enumerate(marked)
     }
     counts: dict[Key, list[Tensor]] = {key: [] for key in fitted}

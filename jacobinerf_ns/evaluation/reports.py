@@ -11,27 +11,13 @@ from rich.table import Table
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import PALETTE
-from jacobinerf_ns.evaluation.contenders import Method
 from jacobinerf_ns.evaluation.labels import MEASURES, Report
 from jacobinerf_ns.evaluation.objects import OBJECT_MEASURES, ObjectReport
+from jacobinerf_ns.evaluation.registry import CONTENDERS, Method
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.pictures import Tile, write_sheet
 
-TITLES = {
-    "2d": "ours, 2D",
-    "3d": "ours, 3D",
-    "plus": "ours, J-NeRF+",
-    "network": "ours, aggregator network",
-    "paper": "the paper's decision",
-    "unshaped": "unshaped field",
-    "unshaped-plus": "unshaped field, J-NeRF+",
-    "teacher": "teacher, 2D nearest",
-    "dff": "DFF, distilled features",
-    "semantic-nerf": "Semantic-NeRF head",
-    "probe": "linear probe",
-}
-"""What methods are called in tables."""
 WRONG, RIGHT = (214, 39, 40), (235, 235, 235)
 
 
@@ -43,7 +29,7 @@ def table(report: Report) -> Table:
         found.add_column(heading, justify="left" if heading == "method" else "right")
     for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "miou")):
         cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in MEASURES]
-        found.add_row(TITLES[method], *cells)
+        found.add_row(CONTENDERS[method].title, *cells)
     return found
 
 
@@ -57,12 +43,13 @@ def object_table(reports: Mapping[str, ObjectReport]) -> Table:
         facts = (name, report.reference, str(len(report.views)))
         for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "iou")):
             cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in OBJECT_MEASURES]
-            found.add_row(*facts, TITLES[method], *cells)
+            found.add_row(*facts, CONTENDERS[method].title, *cells)
             facts = ("", "", "")
         found.add_section()
     if len(reports) > 1:
         for i, (method, means) in enumerate(object_means(list(reports.values())).items()):
-            found.add_row("" if i else "mean", "", "", TITLES[method], *(f"{value:.3f}" for value in means.values()))
+            cells = [f"{value:.3f}" for value in means.values()]
+            found.add_row("" if i else "mean", "", "", CONTENDERS[method].title, *cells)
     return found
 
 
@@ -121,7 +108,7 @@ def picture_rows(report: Report | ObjectReport) -> list[list[Tile]]:
         for method, predicted in shown.predicted.items():
             wrong = (predicted != shown.truth) & (shown.truth != VOID_ID)
             colours = torch.tensor([RIGHT, WRONG]) / 255.0
-            row.append(Tile(paint(predicted), TITLES[method]))
+            row.append(Tile(paint(predicted), CONTENDERS[method].title))
             row.append(Tile(colours[wrong.long()], f"errors: {float(wrong.float().mean()):.1%}"))
         rows.append(row)
     return rows

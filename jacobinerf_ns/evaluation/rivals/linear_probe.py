@@ -11,9 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import NORM_EPS
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
+from jacobinerf_ns.tasks.feature_field.heads import rendered_activations
 
 _ITERATIONS = 200
 _HISTORY = 20
+
+
+def fit(scene: Scene, exercise: Exercise) -> Fitted:
+    """Fit a classifier to the rendered activations of the labelled pixels."""
+    sight = scene.look(exercise.split, exercise.pixels)
+    probe = linear_probe(rendered_activations(sight.traced), exercise.positions, len(exercise.ids))
+    return Fitted(lambda sight: probe.logits(rendered_activations(sight.traced)))
 
 
 class LinearProbe(NamedTuple):
