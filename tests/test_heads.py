@@ -9,19 +9,19 @@ from rich.progress import Progress
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.core.jacobian import effective_weights
-from jacobinerf_ns.evaluation.rivals.linear_probe import linear_probe
+from jacobinerf_ns.evaluation.rivals import semantic_head
+from jacobinerf_ns.evaluation.rivals.linear_probe import linear_probe, rendered_activations
+from jacobinerf_ns.evaluation.rivals.semantic_head import SemanticHead, train_semantic_head
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.tasks.feature_field import training as head_training
-from jacobinerf_ns.tasks.feature_field.heads import (
+from jacobinerf_ns.tasks.feature_field.field import (
     FeatureField,
     FeatureFieldShape,
-    SemanticHead,
-    rendered_activations,
     unit_positions,
 )
-from jacobinerf_ns.tasks.feature_field.training import condense, distil, train_semantic_head
+from jacobinerf_ns.tasks.feature_field.training import condense, distil
 
 SMALL = FeatureFieldShape(num_levels=3, max_res=32, log2_hashmap_size=10, hidden=16)
 
@@ -177,7 +177,7 @@ def test_semantic_head_learns_labels_and_leaves_the_field_alone(pipeline):
 
 
 def test_semantic_head_bounds_its_memory(pipeline, monkeypatch):
-    monkeypatch.setattr(head_training, "MAX_LABELLED_RAYS", 50)
+    monkeypatch.setattr(semantic_head, "MAX_LABELLED_RAYS", 50)
     pixels, _ = seen_pixels(pipeline)
     labels = (pixels[:, 2] > 11).long()
     rays = pipeline.datamanager.train_ray_generator(pixels)

@@ -24,7 +24,7 @@ from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positi
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.photo_files import check_capture_is_safe
 from jacobinerf_ns.tasks.photos import Photo
 

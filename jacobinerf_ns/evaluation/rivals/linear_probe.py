@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacobinerf_ns.core.jacobian import NORM_EPS
+from jacobinerf_ns.core.jacobian import NORM_EPS, render
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
-from jacobinerf_ns.tasks.feature_field.heads import rendered_activations
+from jacobinerf_ns.labels.traces import Traced
 
 _ITERATIONS = 200
 _HISTORY = 20
@@ -23,6 +23,11 @@ def fit(scene: Scene, exercise: Exercise) -> Fitted:
     sight = scene.look(exercise.split, exercise.pixels)
     probe = linear_probe(rendered_activations(sight.traced), exercise.positions, len(exercise.ids))
     return Fitted(lambda sight: probe.logits(rendered_activations(sight.traced)))
+
+
+def rendered_activations(traced: Traced) -> Float[Tensor, "rays hidden"]:
+    """Σ_s w_s a_s: the colour trunk's activations of each pixel, what a linear probe looks at."""
+    return render(traced.weights, traced.trace.activations.float(), traced.background)
 
 
 class LinearProbe(NamedTuple):

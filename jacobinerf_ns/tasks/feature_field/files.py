@@ -12,7 +12,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.run import Run
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField, FeatureFieldShape
+from jacobinerf_ns.tasks.feature_field.field import FeatureField, FeatureFieldShape
 
 FILE_NAME = "feature_field.pt"
 VERSION = 1

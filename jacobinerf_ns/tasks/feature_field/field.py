@@ -1,7 +1,7 @@
-"""What is learnt on top of a frozen field: a distilled feature field (DFF) and a semantic head (Semantic-NeRF).
+"""A feature field (DFF): what a teacher says of points in space, learnt on top of a frozen radiance field.
 
-Letters of `jacobian.py`. Both answer per sample, and are rendered with the frozen field's weights; density and colour
-never change. Their last layer is linear, so it is applied to rendered hidden units instead of to every sample:
+Letters of `jacobian.py`. It answers per sample, and is rendered with the frozen field's weights; density and colour
+never change. Its last layer is linear, so it is applied to rendered hidden units instead of to every sample:
 Σ_s w_s (V h_s + v) = V (Σ_s w_s h_s) + v Σ_s w_s, which makes a teacher of 384 dimensions as cheap as one of 64.
 """
 
@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.field_components.encodings import NeRFEncoding
 from torch import Tensor, nn
 
 from jacobinerf_ns.core import jacobian
@@ -19,8 +18,6 @@ from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
 from jacobinerf_ns.hash_grid.encoding import JitHashEncoding
 from jacobinerf_ns.labels.traces import Traced
 
-SPREAD_EPS = 1e-6
-"""Smallest spread that geometry features are divided by."""
 _CHUNK = 65_536
 """Points asked at a time: bounds memory where the grid runs in plain torch, with eight corners per level and point."""
 
@@ -79,60 +76,11 @@ class FeatureField(nn.Module):
         self, weights: Float[Tensor, "rays samples"], positions: Float[Tensor, "rays samples 3"]
     ) -> Float[Tensor, "rays features"]:
         """The same from points in 0..1 (`unit_positions`) and weights that hold the background's share."""
-        return self.scale * _linear_after_rendering(self.output, weights, self._hidden(positions))
+        return self.scale * linear_after_rendering(self.output, weights, self._hidden(positions))
 
     def _hidden(self, positions: Float[Tensor, "rays samples 3"]) -> Float[Tensor, "rays samples units"]:
         points = positions.reshape(-1, 3).split(_CHUNK)
         return torch.cat([self.trunk(self.encoding(part)) for part in points]).view(*positions.shape[:-1], -1)
-
-
-class SemanticHead(nn.Module):
-    """Semantic-NeRF's head on frozen geometry: logits per sample from geometry features and the position, rendered."""
-
-    mean: Float[Tensor, "geometry"]
-    spread: Float[Tensor, "geometry"]
-    """Of the geometry features; what the network sees is standardised."""
-
-    def __init__(self, frozen: JacobiNeRFField, num_labels: int, frequencies: int = 4, hidden: int = 64) -> None:
-        super().__init__()
-        self._frozen = (frozen,)
-        self.encoding = NeRFEncoding(3, frequencies, 0, frequencies - 1, include_input=True, implementation="torch")
-        inputs = self.encoding.get_out_dim() + frozen.geo_feat_dim
-        self.trunk = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.output = nn.Linear(hidden, num_labels)
-        self.register_buffer("mean", torch.zeros(frozen.geo_feat_dim))
-        self.register_buffer("spread", torch.ones(frozen.geo_feat_dim))
-
-    def standardise(self, geometry: Float[Tensor, "*samples geometry"]) -> None:
-        """Takes mean and spread from examples."""
-        flat = geometry.flatten(0, -2)
-        self.mean.copy_(flat.mean(0))
-        self.spread.copy_(flat.std(0, correction=0).clamp(min=SPREAD_EPS))
-
-    def forward(self, trace: FieldTrace) -> Float[Tensor, "rays samples labels"]:
-        """Logits of each sample of a field query."""
-        positions = unit_positions(self._frozen[0], trace.ray_samples)
-        return self.output(self._hidden(geometry_features(self._frozen[0], trace), positions))
-
-    def rendered(self, traced: Traced) -> Float[Tensor, "rays labels"]:
-        """Σ_s w_s logits_s of each pixel; their softmax is the probability of each label (Semantic-NeRF, section 3)."""
-        weights = jacobian.effective_weights(traced.weights, traced.background)
-        positions = unit_positions(self._frozen[0], traced.trace.ray_samples)
-        return self.rendered_at(weights, geometry_features(self._frozen[0], traced.trace), positions)
-
-    def rendered_at(
-        self,
-        weights: Float[Tensor, "rays samples"],
-        geometry: Float[Tensor, "rays samples geometry"],
-        positions: Float[Tensor, "rays samples 3"],
-    ) -> Float[Tensor, "rays labels"]:
-        """The same from what was kept of a field query, with weights that hold the background's share."""
-        return _linear_after_rendering(self.output, weights, self._hidden(geometry, positions))
-
-    def _hidden(
-        self, geometry: Float[Tensor, "rays samples geometry"], positions: Float[Tensor, "rays samples 3"]
-    ) -> Float[Tensor, "rays samples units"]:
-        return self.trunk(torch.cat([self.encoding(positions), (geometry - self.mean) / self.spread], dim=-1))
 
 
 def unit_positions(field: JacobiNeRFField, ray_samples: RaySamples) -> Float[Tensor, "rays samples 3"]:
@@ -149,19 +97,9 @@ def unit_positions(field: JacobiNeRFField, ray_samples: RaySamples) -> Float[Ten
     return (positions * inside).float()
 
 
-@torch.no_grad()
-def geometry_features(field: JacobiNeRFField, trace: FieldTrace) -> Float[Tensor, "rays samples geometry"]:
-    """What the field's density network says about each sample besides its density."""
-    return field.get_density(trace.ray_samples)[1].float()
-
-
-def rendered_activations(traced: Traced) -> Float[Tensor, "rays hidden"]:
-    """Σ_s w_s a_s: the colour trunk's activations of each pixel, what a linear probe looks at."""
-    return jacobian.render(traced.weights, traced.trace.activations.float(), traced.background)
-
-
-def _linear_after_rendering(
+def linear_after_rendering(
     layer: nn.Linear, weights: Float[Tensor, "rays samples"], values: Float[Tensor, "rays samples units"]
 ) -> Float[Tensor, "rays features"]:
+    """Return V (Σ_s w_s h_s) + v Σ_s w_s of a linear layer (V, v)."""
     rendered = (weights[..., None] * values).sum(dim=-2)
     return rendered @ layer.weight.T + weights.sum(dim=-1, keepdim=True) * layer.bias
