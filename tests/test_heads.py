@@ -196,7 +196,7 @@ def test_probe_separates_directions_whatever_their_length():
     centres = torch.eye(3, 8)
     vectors = centres[labels] + 0.1 * torch.randn(90, 8)
     probe = linear_probe(vectors, labels, num_labels=3)
-    assert torch.equal(probe.predict(vectors), labels)
+    assert torch.equal(probe.logits(vectors).argmax(-1), labels)
     lengths = torch.rand(90, 1) * 50 + 0.1
     assert torch.allclose(probe.logits(vectors * lengths), probe.logits(vectors), atol=1e-4)
     assert torch.allclose(linear_probe(vectors * lengths, labels, 3).weight, probe.weight, atol=1e-3)
@@ -213,10 +213,24 @@ def test_probe_is_at_the_minimum_of_its_loss():
     assert torch.allclose(error.sum(0), torch.zeros(3), atol=1e-4)
 
 
+@pytest.mark.parametrize("present", [(0, 1), (0, 2), (0, 1, 3)])
+def test_probe_of_labels_that_do_not_all_occur_is_at_the_same_minimum(present: tuple[int, ...]):
+    torch.manual_seed(2)
+    vectors, chosen = torch.randn(30, 4), torch.tensor(present)
+    probe = linear_probe(vectors, chosen[torch.arange(30) % len(present)], num_labels=4, l2=0.1)
+    few = linear_probe(vectors, torch.arange(30) % len(present), num_labels=len(present), l2=0.1)
+    assert torch.allclose(probe.logits(vectors)[:, chosen], few.logits(vectors), atol=1e-5)
+    inputs = (F.normalize(vectors, dim=-1) - few.mean) / few.spread
+    target = F.one_hot(torch.arange(30) % len(present))
+    error = (few.logits(vectors).softmax(-1) - target) / 30
+    assert torch.allclose(error.T @ inputs, -0.1 * few.weight, atol=1e-4)
+    assert set(probe.logits(vectors).argmax(-1).tolist()) <= set(present)
+
+
 def test_probe_by_one_click_each_is_the_nearer_click():
     clicks = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     probe = linear_probe(clicks, torch.tensor([0, 1]), num_labels=2)
-    assert probe.predict(torch.tensor([[5.0, 4.0], [0.1, 0.2]])).tolist() == [0, 1]
+    assert probe.logits(torch.tensor([[5.0, 4.0], [0.1, 0.2]])).argmax(-1).tolist() == [0, 1]
     one = linear_probe(clicks[:1], torch.tensor([0]), num_labels=1)
     assert torch.isfinite(one.logits(clicks)).all()
 
