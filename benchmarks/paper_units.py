@@ -15,12 +15,13 @@ from paper_files import Benchmark, Task
 from recipes import Recipe, Variant, is_trained, open_variant, train_variant
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, Truth
+from jacobinerf_ns.evaluation.annotators import Annotator
 from jacobinerf_ns.evaluation.exercise import Scene
 from jacobinerf_ns.evaluation.labels import evaluate
 from jacobinerf_ns.evaluation.registry import Method as Contender
 from jacobinerf_ns.evaluation.registry import needs_unshaped_run
 from jacobinerf_ns.files.atomic import write_json
+from jacobinerf_ns.labels.truth import Truth
 
 _NOT_SETTINGS = ("name", "method", "seeds", "variants", "unshaped")
 

@@ -29,7 +29,7 @@ from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.matching import label_cosines
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PropagationConfig, decide
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels
 from jacobinerf_ns.evaluation.exercise import Scene, Sight, make_exercise
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.atomic import atomic_write
@@ -37,6 +37,7 @@ from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks.transfer.files import match_picture
 from jacobinerf_ns.tasks.transfer.side import Side

@@ -12,13 +12,14 @@ from jacobinerf_ns.annotations.schema import Annotations, Click, Label
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation import labels as evaluating
-from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels
 from jacobinerf_ns.evaluation.exercise import Fitted, Scene, make_exercise
 from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.scores import annotated_scores
+from jacobinerf_ns.labels.truth import read_truth
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
 

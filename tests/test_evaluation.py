@@ -13,10 +13,11 @@ from jacobinerf_ns.cli.demo import Demo
 from jacobinerf_ns.demo.run import centre_pixel
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation import shaping_quality as evaluation
-from jacobinerf_ns.evaluation.annotators import read_truth, view_with_most_ids
+from jacobinerf_ns.evaluation.annotators import view_with_most_ids
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.labels.truth import read_truth
 
 
 def test_clicks_lie_on_their_class_and_depend_on_the_seed_only():

@@ -21,12 +21,13 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
+from jacobinerf_ns.evaluation.annotators import Annotator
 from jacobinerf_ns.evaluation.exercise import Scene
 from jacobinerf_ns.evaluation.labels import Report, evaluate
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.index_maps import read_classes
 from jacobinerf_ns.files.names import match_by_name
+from jacobinerf_ns.labels.truth import read_truth
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,21 @@ from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSett
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import read_truth
 from jacobinerf_ns.evaluation.exercise import Fitted, Scene
-from jacobinerf_ns.evaluation.object_views import ObjectTask, make_object_exercise, mark, object_views, reference_view
-from jacobinerf_ns.evaluation.objects import evaluate_object, object_scores
+from jacobinerf_ns.evaluation.objects import (
+    ObjectTask,
+    evaluate_object,
+    make_object_exercise,
+    mark,
+    object_scores,
+    object_views,
+    reference_view,
+)
 from jacobinerf_ns.evaluation.registry import Method
 from jacobinerf_ns.evaluation.reports import object_means, object_table, picture_rows, write_report
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, read_mask, scribbles_at
 from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.truth import read_truth
 
 ONE_LABEL: tuple[Method, ...] = ("2d", "3d", "plus", "unshaped", "teacher")
 TWO_LABELS: tuple[Method, ...] = ("paper", "probe")

@@ -22,12 +22,13 @@ from jacobinerf_ns.core.matching import NOBODY
 from jacobinerf_ns.core.propagation import PAPER
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
+from jacobinerf_ns.evaluation.annotators import Annotator
 from jacobinerf_ns.evaluation.exercise import Scene, make_exercise
 from jacobinerf_ns.features.base import Frame, fingerprint_of
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field

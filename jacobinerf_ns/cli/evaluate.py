@@ -13,8 +13,7 @@ from jacobinerf_ns.evaluation.registry import Method, methods_help, needs_unshap
 if TYPE_CHECKING:
     from jacobinerf_ns.evaluation.exercise import Scene
     from jacobinerf_ns.evaluation.labels import Report
-    from jacobinerf_ns.evaluation.object_views import ObjectTask
-    from jacobinerf_ns.evaluation.objects import ObjectReport
+    from jacobinerf_ns.evaluation.objects import ObjectReport, ObjectTask
     from jacobinerf_ns.run import Run
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
@@ -129,7 +128,7 @@ class Evaluate:
 
     def _tasks(self) -> "list[ObjectTask]":
         """What is given of each run's object."""
-        from jacobinerf_ns.evaluation.object_views import ObjectTask
+        from jacobinerf_ns.evaluation.objects import ObjectTask
 
         runs = len(self.load_config)
         scribbles = [self.scribbles] if runs == 1 else [(place,) for place in self.scribbles]

@@ -16,11 +16,12 @@ from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.evaluation import shaping_quality as evaluation
-from jacobinerf_ns.evaluation.annotators import read_truth, view_with_most_ids
+from jacobinerf_ns.evaluation.annotators import view_with_most_ids
 from jacobinerf_ns.evaluation.shaping_quality import OneClickReport, RenderedView
 from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import quiet_nerfstudio, train

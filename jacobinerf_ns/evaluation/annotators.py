@@ -14,11 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import Frame
-from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
+from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import Truth
 
 Protocol = Literal["sparse", "dense", "clicks", "instances"]
-Truth = Literal["semantics", "instances"]
 
 
 class LabelledPixels(NamedTuple):
@@ -74,16 +73,3 @@ def draw_pixels(
         drawn.append(pixels[torch.randperm(len(pixels), generator=generator)[:count]])
     rows, cols = torch.cat(drawn).unbind(-1)
     return rows, cols
-
-
-def read_truth(frames: Sequence[Frame], truth: Truth = "semantics") -> list[Int[Tensor, "height width"]]:
-    """Label maps of frames, at their size. Errors: `UserError` naming frames without one, and damaged files."""
-    paths = [frame.semantics if truth == "semantics" else frame.instances for frame in frames]
-    bare = [frame.path.name for frame, path in zip(frames, paths, strict=True) if path is None]
-    if bare:
-        raise UserError(
-            f"no ground truth for {len(bare)} of {len(frames)} images (first: {bare[0]}): evaluation needs "
-            f"{truth} maps, in the capture or in a folder given as label-dir"
-        )
-    known = [path for path in paths if path is not None]
-    return [read_label_map(path, f.size, f.original_size) for path, f in zip(known, frames, strict=True)]

@@ -20,10 +20,11 @@ from torch import Tensor
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.metrics import Scores
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
+from jacobinerf_ns.evaluation.annotators import Annotator
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene, make_exercise
 from jacobinerf_ns.evaluation.registry import Method, fit
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import read_truth
 
 MEASURES = ("miou", "miou_labelled", "total_accuracy", "class_average_accuracy")
 

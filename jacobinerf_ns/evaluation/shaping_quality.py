@@ -17,9 +17,10 @@ from torch import Tensor
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.datamanager import FeatureDataManager
-from jacobinerf_ns.evaluation.annotators import draw_pixels, read_truth, view_with_most_ids
+from jacobinerf_ns.evaluation.annotators import draw_pixels, view_with_most_ids
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 

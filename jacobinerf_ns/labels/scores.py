@@ -5,8 +5,8 @@ from rich.progress import track
 
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.datamanager import FeatureDataManager
-from jacobinerf_ns.evaluation.annotators import read_truth
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.model import JacobiNeRFModel
 
 
