@@ -26,7 +26,7 @@ from jacobinerf_ns.demo.run import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
-from jacobinerf_ns.labels.responses import selected
+from jacobinerf_ns.labels.outputs import selected
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run import open_run
 

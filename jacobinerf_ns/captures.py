@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.run import annotations_path
-from jacobinerf_ns.training import quiet_nerfstudio
 
 
 class Capture(NamedTuple):

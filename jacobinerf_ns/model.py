@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from jaxtyping import Float, Int
@@ -19,19 +18,21 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
 from jacobinerf_ns import shaping
-from jacobinerf_ns.compat.contraction import CubeContraction
-from jacobinerf_ns.compat.lpips import LazyLpips
+from jacobinerf_ns.compat.nerfacto import built_of, implementation_named
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
-from jacobinerf_ns.core.propagation import decide, decide_view
+from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
 from jacobinerf_ns.hash_grid import encoding as encodings
-from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_implementation, named_as_nerfstudio_does
+from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_implementation
 from jacobinerf_ns.labels.edits import edited_colour
-from jacobinerf_ns.labels.responses import LabelSnapshot, LabelView, nothing_to_show, pictures, responses
+from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
+from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
+from jacobinerf_ns.labels.tracer import chunks
 from jacobinerf_ns.labels.traces import Piece, Traced
-from jacobinerf_ns.labels.view_rendering import render_view
+from jacobinerf_ns.labels.views import label_view, render_view
 from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
 
 EMPTY_BATCHES = 8
@@ -96,12 +97,8 @@ class JacobiNeRFModel(NerfactoModel):
         """
         chosen = chosen_implementation(self.config.implementation, self.kwargs.get("device", "cpu"))
         with (
-            named_as_nerfstudio_does(self.config, chosen),
-            mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips),
-            mock.patch("nerfstudio.models.nerfacto.SceneContraction", CubeContraction),
-            mock.patch(
-                "nerfstudio.models.nerfacto.NerfactoField", partial(JacobiNeRFField, entity=self._entity_shape())
-            ),
+            implementation_named(self.config, "tcnn" if chosen == "tcnn" else "torch"),
+            built_of(partial(JacobiNeRFField, entity=self._entity_shape())),
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
@@ -204,10 +201,14 @@ class JacobiNeRFModel(NerfactoModel):
         shown = pictures(rgb, found, decide(found, snapshot.config), snapshot)
         return {**traced.outputs, **shown, "edited": edited_colour(self.trace, ray_bundle, traced, snapshot)}
 
+    @property
+    def rays_at_once(self) -> int:
+        """Rays of one chunk (`Tracer`)."""
+        return self.config.eval_num_rays_per_chunk
+
     def chunks(self, rays: RayBundle) -> list[RayBundle]:
         """Flat rays in pieces that are traced at a time, on the model's device."""
-        size = self.config.eval_num_rays_per_chunk
-        return [rays[start : start + size].to(self.device) for start in range(0, len(rays), size)]
+        return chunks(self, rays)
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -315,9 +316,7 @@ class JacobiNeRFModel(NerfactoModel):
         snapshot = self._current_snapshot()
         if snapshot is None or not snapshot.labels:
             raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
-        parts = [responses(Piece(self.trace(chunk)), snapshot) for chunk in self.chunks(view.flatten())]
-        found = torch.cat(parts).view(*view.origins.shape[:2], -1)
-        return LabelView(found, decide_view(found, snapshot.config), snapshot)
+        return label_view(self, view, snapshot)
 
     def get_rgb_and_jacobians(
         self, ray_bundle: RayBundle

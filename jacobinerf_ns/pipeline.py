@@ -21,8 +21,11 @@ from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
-from jacobinerf_ns.labels.scores import annotated_scores
+from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper, LabelMaker
+from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
+from jacobinerf_ns.labels.tracer import in_eval_mode
+from jacobinerf_ns.labels.truth import read_truth
+from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.panel.panel import Panel
 
@@ -97,13 +100,17 @@ class JacobiNeRFPipeline(VanillaPipeline):
 
     def keep_labels(self, store: AnnotationStore | FixedAnnotations) -> LabelKeeper:
         """A keeper of this pipeline's labels; what the model shows is its `label_source`."""
+        return LabelKeeper(store, self.label_maker())
+
+    def label_maker(self) -> LabelMaker:
+        """Return what makes labels of annotations on this field; what it renders it keeps for itself."""
         data, cameras = self.datamanager, self.datamanager.train_dataset.cameras
 
         def rays_of(annotations: Annotations, folder: Path) -> SeedRays:
             names = data.train_dataparser_outputs.image_filenames
             return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
 
-        return LabelKeeper(store, self.model, rays_of, self.random_training_rays)
+        return LabelMaker(self.model, rays_of, self.random_training_rays)
 
     def random_training_rays(self, count: int) -> RayBundle:
         """Rays of pixels drawn from all training images, the same ones every time."""
@@ -119,10 +126,27 @@ class JacobiNeRFPipeline(VanillaPipeline):
     ) -> dict[str, float]:
         """Nerfstudio's averages (`ns-eval`), and pooled scores of the run's labels that are named as classes are."""
         averages = super().get_average_eval_image_metrics(step, output_path, get_std)
-        self.eval()
-        scores = annotated_scores(self.datamanager, self.model)
-        self.train()
-        return {**averages, **scores}
+        with in_eval_mode(self.model):
+            return {**averages, **self._label_scores()}
+
+    def _label_scores(self) -> dict[str, float]:
+        """Pooled scores of labels named as classes; nothing where there is no such label, or no ground truth."""
+        data, model = self.datamanager, self.model
+        classes = data.train_dataparser_outputs.metadata.get("classes") or {}
+        frames = data.frames("eval")
+        snapshot = None if model.label_source is None else model.label_source()
+        if snapshot is None or any(frame.semantics is None for frame in frames):
+            return {}
+        known = scored_ids(snapshot, classes)
+        if not any(known):
+            return {}
+
+        def predicted(place: int) -> Tensor:
+            camera = data.eval_dataset.cameras[place : place + 1].to(model.device)
+            rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+            return label_view(model, rays, snapshot).decision.labels
+
+        return annotated_scores(known, read_truth(frames), predicted)
 
     def load_pipeline(self, loaded_state: Mapping[str, Tensor], step: int) -> None:
         """Loads the model of a checkpoint, ours or plain nerfacto's; anything missing or different is an error."""

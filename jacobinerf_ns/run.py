@@ -10,10 +10,10 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.errors import UserError, caught_outside
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-from jacobinerf_ns.training import quiet_nerfstudio
 
 
 @dataclass(frozen=True)

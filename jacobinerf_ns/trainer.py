@@ -1,11 +1,9 @@
 """Training that survives: paths that mean the same everywhere, whole checkpoints, resumes that go on exactly."""
 
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
@@ -14,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
 from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.compat.fair_lock import FairLock
-from jacobinerf_ns.compat.launcher import prepare_launcher
+from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
 from jacobinerf_ns.core import gathering
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
@@ -88,8 +86,7 @@ class JacobiNeRFTrainer(Trainer):
     def train(self) -> None:
         """The training loop; bad input that only shows there ends in one line too."""
         outputs = self.pipeline.datamanager.train_dataparser_outputs
-        written_by_another = mock.patch.object(outputs, "save_dataparser_transform") if gathering.rank() > 0 else None
-        with one_line_exit(), written_by_another or nullcontext():
+        with one_line_exit(), only_the_first_saves(outputs):
             super().train()
 
     def save_checkpoint(self, step: int) -> None:

@@ -2,27 +2,15 @@
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
-from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
-
-
-@contextmanager
-def quiet_nerfstudio() -> Iterator[None]:
-    """Keeps nerfstudio's log lines out of the way of a progress bar; errors are exceptions and come through."""
-    before, CONSOLE.quiet = CONSOLE.quiet, True
-    try:
-        yield
-    finally:
-        CONSOLE.quiet = before
 
 
 def train(config: JacobiNeRFTrainerConfig, description: str, data: Path, output_dir: Path) -> JacobiNeRFTrainer:

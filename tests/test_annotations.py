@@ -17,8 +17,7 @@ from jacobinerf_ns.annotations.schema import (
     ViewSettings,
 )
 from jacobinerf_ns.core.propagation import PropagationConfig
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.plain_errors import plain_errors
+from jacobinerf_ns.errors import UserError, plain_errors
 
 IMAGE = {"image": "0003.png", "width": 24, "height": 18}
 

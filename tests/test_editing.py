@@ -11,7 +11,7 @@ from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.field import FieldTrace
 from jacobinerf_ns.labels.edits import _sample_responses, edited_colour, membership
-from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
 
 NEAR, FAR = 2.0, 4.0

@@ -18,7 +18,6 @@ from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
-from jacobinerf_ns.labels.scores import annotated_scores
 from jacobinerf_ns.labels.truth import read_truth
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -150,7 +149,7 @@ def test_reports_name_a_folder_that_cannot_be_written(scene, tmp_path):
 def test_own_labels_are_scored_by_name_for_ns_eval(scene):
     pipeline = scene.shaped
     data, model = pipeline.datamanager, pipeline.model
-    assert annotated_scores(data, model) == {}
+    assert pipeline._label_scores() == {}
     frame, maps = data.frames("train")[0], read_truth(data.frames("train"))
     names = data.train_dataparser_outputs.metadata["classes"]
     rows, cols = draw_pixels(maps[0], 1, seed=0)

@@ -20,7 +20,7 @@ from jacobinerf_ns.annotations.store import write_annotations
 from jacobinerf_ns.cli.export import Export
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks.parts import geometry as part_geometry
 from jacobinerf_ns.tasks.parts import sampling as part_sampling

@@ -17,8 +17,9 @@ from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, w
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import FixedAnnotations
-from jacobinerf_ns.labels.responses import LabelSnapshot, prototype_responses, responses
+from jacobinerf_ns.labels.responses import prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import rays_around
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run import open_run

@@ -185,7 +185,7 @@ def test_clicks_lie_on_the_object_and_rays_through_them(scene: Scene, masks: Pat
     assert bool(view.mask[positive[:, 0], positive[:, 1]].all())
     exercise = make_object_exercise(scene, view, positive, negative, two_labels=False)
     data, pipeline = scene.shaped.datamanager, scene.shaped
-    seeds = pipeline.keep_labels(FixedAnnotations(exercise.annotations, Path()))._traces._seed_rays(
+    seeds = pipeline.keep_labels(FixedAnnotations(exercise.annotations, Path()))._maker._traces._seed_rays(
         exercise.annotations, Path()
     )
     expected = scene.rays(view.split, exercise.pixels)

@@ -23,10 +23,12 @@ from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.labels.views import SCREEN
 from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.desk import NEW_VOID
 from jacobinerf_ns.panel.job import Job
-from jacobinerf_ns.panel.panel import CPU_RESOLUTION, NEW_VOID, Panel
+from jacobinerf_ns.panel.panel import CPU_RESOLUTION, Panel
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.worker import Worker
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -194,12 +196,17 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     found.viser_server.stop()
 
 
+def pipeline_of(viewer: Viewer) -> JacobiNeRFPipeline:
+    assert isinstance(viewer.pipeline, JacobiNeRFPipeline)
+    return viewer.pipeline
+
+
 @pytest.fixture
 def panel(viewer: Viewer) -> Panel:
     found: Panel = viewer.pipeline.panel  # pyright: ignore
-    found._pipeline.model.loads += 1  # nothing is remembered of other tests' clicks
-    found.do(lambda: found.change(lambda _: Annotations()))
-    found.do(lambda: found.say(""))
+    pipeline_of(viewer).model.loads += 1  # nothing is remembered of other tests' clicks
+    found.desk.do(lambda: found.desk.change(lambda _: Annotations()))
+    found.desk.do(lambda: found.desk.say(""))
     settle(found)
     return found
 
@@ -207,7 +214,7 @@ def panel(viewer: Viewer) -> Panel:
 def settle(panel: Panel) -> None:
     """Waits until the panel has done all that was asked of it so far."""
     done = threading.Event()
-    panel.do(done.set)
+    panel.desk.do(done.set)
     assert done.wait(20)
 
 
@@ -215,7 +222,7 @@ def render(panel: Panel) -> None:
     """A frame, as a tab's thread renders it."""
     token = SCREEN.set(panel.screen)
     try:
-        pipeline = panel._pipeline
+        pipeline = pipeline_of(panel.viewer)
         pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])
     finally:
         SCREEN.reset(token)
@@ -224,7 +231,7 @@ def render(panel: Panel) -> None:
 
 def click_on_pixel(panel: Panel, row: int, col: int, away: bool = False) -> None:
     """What viser calls when somebody clicks; `away` looks the other way, where nothing is."""
-    camera = panel._pipeline.datamanager.eval_dataset.cameras[0:1]
+    camera = pipeline_of(panel.viewer).datamanager.eval_dataset.cameras[0:1]
     rays = camera.generate_rays(camera_indices=0, coords=torch.tensor([[row + 0.5, col + 0.5]]))
     direction = rays.directions[0].tolist()
     event = SimpleNamespace(
@@ -240,7 +247,7 @@ def click_on_pixel(panel: Panel, row: int, col: int, away: bool = False) -> None
 
 
 def press(panel: Panel, negative: bool = False) -> None:
-    panel.do(lambda: panel.clicks.arm("click", negative))
+    panel.desk.do(lambda: panel.clicks.arm("click", negative))
     settle(panel)
 
 
@@ -250,14 +257,14 @@ def saved(panel: Panel) -> Annotations:
 
 def test_the_first_click_makes_a_label_and_is_saved(panel: Panel):
     press(panel)
-    assert "Click on the thing" in panel._status.content
+    assert "Click on the thing" in panel.desk._status.content
     click_on_pixel(panel, 9, 12)
     assert [label.name for label in saved(panel).labels] == ["object 1"]
     assert [seed.kind for seed in saved(panel).seeds] == ["space"]
     assert saved(panel).view.propagation.void_below == NEW_VOID
     assert panel.viser_server.scene._scene_pointer_cb is None  # the camera moves again
     render(panel)
-    assert "answers in" in panel._status.content
+    assert "answers in" in panel.desk._status.content
     assert len(panel._marks._drawn) == 1
     assert "object 1" in panel.clicks.label.options
 
@@ -267,15 +274,15 @@ def test_a_click_on_nothing_leaves_nothing(panel: Panel, monkeypatch: pytest.Mon
     press(panel)
     click_on_pixel(panel, 9, 12)
     render(panel)
-    assert "no surface there" in panel._status.content
+    assert "no surface there" in panel.desk._status.content
     assert saved(panel).seeds == ()
     monkeypatch.undo()
-    panel._pipeline.model.loads += 1
+    pipeline_of(panel.viewer).model.loads += 1
     press(panel)
     click_on_pixel(panel, 9, 12)
     render(panel)
     assert len(saved(panel).seeds) == 1
-    assert "answers in" in panel._status.content
+    assert "answers in" in panel.desk._status.content
 
 
 def test_keep_clicking_and_stop(panel: Panel):
@@ -285,7 +292,7 @@ def test_keep_clicking_and_stop(panel: Panel):
         for col in (5, 12, 18):
             click_on_pixel(panel, 9, col)
         assert len(saved(panel).seeds) == 3
-        panel.do(panel.clicks.disarm)
+        panel.desk.do(panel.clicks.disarm)
         settle(panel)
         assert panel.viser_server.scene._scene_pointer_cb is None
         assert panel.clicks._buttons[0].visible
@@ -295,7 +302,7 @@ def test_keep_clicking_and_stop(panel: Panel):
 
 def test_not_this_needs_something_to_take_away_from(panel: Panel):
     press(panel, negative=True)
-    assert "takes away" in panel._status.content
+    assert "takes away" in panel.desk._status.content
     assert panel.viser_server.scene._scene_pointer_cb is None
     press(panel)
     click_on_pixel(panel, 9, 12)
@@ -314,27 +321,27 @@ def test_undo_redo_clear(panel: Panel):
         (panel.clicks.clear, 0),
         (panel.clicks.undo, 2),
     ):
-        panel.do(step)
+        panel.desk.do(step)
         settle(panel)
         assert len(saved(panel).seeds) == count
-    panel.do(panel.clicks.clear)
-    panel.do(panel.clicks.clear)
+    panel.desk.do(panel.clicks.clear)
+    panel.desk.do(panel.clicks.clear)
     settle(panel)
-    assert "no seeds to clear" in panel._status.content
+    assert "no seeds to clear" in panel.desk._status.content
 
 
 def test_looking_is_nothing_to_undo(panel: Panel):
     press(panel)
     click_on_pixel(panel, 9, 12)
-    panel.do(lambda: panel.show.set(threshold=0.4))
-    panel.do(panel.clicks.undo)
+    panel.desk.do(lambda: panel.show.set(threshold=0.4))
+    panel.desk.do(panel.clicks.undo)
     settle(panel)
     assert saved(panel).seeds == ()
     assert saved(panel).view.propagation.threshold == 0.4
 
 
 def test_a_box_is_drawn_by_the_tab_it_is_drawn_in(panel: Panel):
-    panel.do(lambda: panel.clicks.arm("rect-select", False))
+    panel.desk.do(lambda: panel.clicks.arm("rect-select", False))
     settle(panel)
     camera = SimpleNamespace(
         position=np.array([10.0, 20.0, 30.0]), wxyz=np.array([1.0, 0.0, 0.0, 0.0]), fov=np.pi / 2, aspect=1.0
@@ -347,52 +354,52 @@ def test_a_box_is_drawn_by_the_tab_it_is_drawn_in(panel: Panel):
     settle(panel)
     (box,) = saved(panel).seeds
     assert isinstance(box, SpaceBox)
-    origin = panel.world.points_to_scene(torch.tensor([box.origin], dtype=torch.float64))[0]
+    origin = panel.desk.world.points_to_scene(torch.tensor([box.origin], dtype=torch.float64))[0]
     assert origin.tolist() == pytest.approx([1, 2, 3])
 
 
 def test_labels_are_named_coloured_chosen_and_deleted(panel: Panel):
-    panel.do(panel.labels.add)
-    panel.do(panel.labels.add)
+    panel.desk.do(panel.labels.add)
+    panel.desk.do(panel.labels.add)
     settle(panel)
     assert [label.name for label in saved(panel).labels] == ["object 1", "object 2"]
     panel.labels._name.value = "chair"
-    panel.do(panel.labels.rename)
+    panel.desk.do(panel.labels.rename)
     settle(panel)
     panel.labels._colour.value = (1, 2, 3)
-    panel.do(panel.labels.recolour)
+    panel.desk.do(panel.labels.recolour)
     settle(panel)
     chair = changes.label_named(saved(panel), "chair")
     assert chair.colour == (1, 2, 3)
     panel.labels._name.value = "object 1"
-    panel.do(panel.labels.rename)
+    panel.desk.do(panel.labels.rename)
     settle(panel)
-    assert "every name once" in panel._status.content
-    panel.do(lambda: panel.clicks.choose("object 1"))
-    panel.do(panel.labels.delete)
+    assert "every name once" in panel.desk._status.content
+    panel.desk.do(lambda: panel.clicks.choose("object 1"))
+    panel.desk.do(panel.labels.delete)
     settle(panel)
     assert [label.name for label in saved(panel).labels] == ["chair"]
-    panel.do(panel.labels.delete)
-    panel.do(panel.labels.delete)
+    panel.desk.do(panel.labels.delete)
+    panel.desk.do(panel.labels.delete)
     settle(panel)
-    assert "no label yet" in panel._status.content
+    assert "no label yet" in panel.desk._status.content
 
 
 def test_edits_are_saved_changed_and_taken_back(panel: Panel):
-    panel.do(lambda: panel.edits.edit("Remove"))
+    panel.desk.do(lambda: panel.edits.edit("Remove"))
     settle(panel)
-    assert "no label yet" in panel._status.content
+    assert "no label yet" in panel.desk._status.content
     press(panel)
     click_on_pixel(panel, 9, 12)
-    panel.do(lambda: panel.edits.edit("Recolour"))
+    panel.desk.do(lambda: panel.edits.edit("Recolour"))
     settle(panel)
     panel.edits._strength.value = 0.25
     panel.edits._colour.value = (9, 8, 7)
-    panel.do(panel.edits.adjust)
+    panel.desk.do(panel.edits.adjust)
     settle(panel)
     (edit,) = saved(panel).edits
     assert (edit.kind, edit.strength, edit.colour) == ("recolour", 0.25, (9, 8, 7))
-    panel.do(lambda: panel.edits.edit("None"))
+    panel.desk.do(lambda: panel.edits.edit("None"))
     settle(panel)
     assert saved(panel).edits == ()
 
@@ -401,7 +408,7 @@ def test_another_program_and_a_damaged_file(panel: Panel):
     write_annotations(panel._store.path, changes.add_label(Annotations(), "from outside")[0])
     wait_for(lambda: "from outside" in panel.clicks.label.options)
     panel._store.path.write_text("{")
-    wait_for(lambda: "not valid JSON" in panel._status.content.replace("\\", ""))
+    wait_for(lambda: "not valid JSON" in panel.desk._status.content.replace("\\", ""))
     press(panel)
     click_on_pixel(panel, 9, 12)
     assert panel._store.path.read_text() == "{"  # what somebody may want to repair is not overwritten

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from jacobinerf_ns.annotations.schema import MAX_ID, PALETTE, Annotations, Colour, Edit, Label, Seed, ViewSettings
 from jacobinerf_ns.core.propagation import PropagationConfig
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.plain_errors import plain_errors
+from jacobinerf_ns.errors import UserError, plain_errors
 
 Item = TypeVar("Item", Label, Seed, Edit)
 

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from jacobinerf_ns.annotations.changes import carry_over
 from jacobinerf_ns.annotations.schema import VERSION, Annotations
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.atomic import atomic_write
-from jacobinerf_ns.plain_errors import plain_errors
 
 ANNOTATIONS_NAME = "annotations.json"
 """A run's own annotation file, beside its config.yml."""

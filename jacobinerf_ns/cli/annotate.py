@@ -14,8 +14,7 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rasterise import find_image, image_name, rasterise
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, read_annotations
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.plain_errors import plain_errors
+from jacobinerf_ns.errors import UserError, plain_errors
 
 if TYPE_CHECKING:
     from jacobinerf_ns.captures import Capture

@@ -5,17 +5,21 @@ for the CPU, but its worker insists on as many GPUs as there are processes: on t
 instead. And bad input, which ends rank 0 with one line and exit code 2, ends the command in the same way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils import comms
 from torch.multiprocessing import ProcessExitedException
 
+from jacobinerf_ns.core import gathering
 from jacobinerf_ns.errors import EXIT_CODE
 
 
@@ -61,3 +65,10 @@ def _worker(
     main_func(local_rank, world_size, config, rank)
     comms.synchronize()
     dist.destroy_process_group()
+
+
+@contextmanager
+def only_the_first_saves(outputs: DataparserOutputs) -> Iterator[None]:
+    """Let one process write the dataparser's transform; nerfstudio's trainer lets each of them do it."""
+    with mock.patch.object(outputs, "save_dataparser_transform") if gathering.rank() > 0 else nullcontext():
+        yield

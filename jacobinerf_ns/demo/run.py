@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.demo.capture import write_capture
@@ -24,7 +25,7 @@ from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-from jacobinerf_ns.training import quiet_nerfstudio, train
+from jacobinerf_ns.training import train
 
 CONSOLE = Console()
 CLICKED_THINGS = ("chair", "cushion", "lamp")

@@ -3,12 +3,9 @@
 Checkpoints know two layouts of parameters: tiny-cuda-nn's, and torch's, which `jit` and `torch` share.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -25,14 +22,3 @@ def chosen_implementation(wanted: Implementation, device: str | torch.device) ->
     if wanted == "tcnn":
         CONSOLE.print("tiny-cuda-nn is not installed: hash grids run by our own kernels (implementation jit).")
     return "jit"
-
-
-@contextmanager
-def named_as_nerfstudio_does(config: NerfactoModelConfig, chosen: Chosen) -> Iterator[None]:
-    """Lets nerfacto's constructors, which know `tcnn` and `torch` alone, read one of these from a config."""
-    before = config.implementation
-    config.implementation = "tcnn" if chosen == "tcnn" else "torch"
-    try:
-        yield
-    finally:
-        config.implementation = before

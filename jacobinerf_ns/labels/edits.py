@@ -16,7 +16,8 @@ from torch import Tensor
 from jacobinerf_ns.annotations.schema import Edit
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import label_responses
-from jacobinerf_ns.labels.responses import LabelSnapshot, rgb_directions
+from jacobinerf_ns.labels.responses import rgb_directions
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
 
 RECOLOUR_LOGITS = 4.0

@@ -1,11 +1,12 @@
 """Keeps the labels that a model renders in step with the annotation file and with the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -26,11 +27,11 @@ from jacobinerf_ns.core.propagation import (
 )
 from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prototypes
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.labels.responses import LabelSnapshot, Mark, SurfacePool, prototype_responses
+from jacobinerf_ns.labels.responses import prototype_responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
-from jacobinerf_ns.labels.tracer import in_eval_mode
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark, SurfacePool
+from jacobinerf_ns.labels.tracer import Tracer, in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Piece, surface_points
-from jacobinerf_ns.model import JacobiNeRFModel
 
 POOL_RAYS = 8192
 """Random training pixels that refined prototypes are averaged over."""
@@ -52,7 +53,7 @@ class _Built(NamedTuple):
 class _Surface(NamedTuple):
     """Random training pixels, rendered."""
 
-    version: tuple
+    version: Hashable
     vectors: Tensor
     tree: KDTree
     """Of their surface points."""
@@ -73,35 +74,26 @@ class FixedAnnotations:
 
 
 class LabelKeeper:
-    """Answers with the current `LabelSnapshot`; renders seeds only when seeds, their treatment or weights changed."""
+    """Answers with the current `LabelSnapshot` of an annotation file."""
 
-    def __init__(
-        self,
-        store: AnnotationStore | FixedAnnotations,
-        model: JacobiNeRFModel,
-        seed_rays: Callable[[Annotations, Path], SeedRays],
-        random_rays: Callable[[int], RayBundle],
-    ) -> None:
-        """`seed_rays` turns annotations and their masks' folder into rays, `random_rays` draws training pixels."""
+    def __init__(self, store: AnnotationStore | FixedAnnotations, maker: "LabelMaker") -> None:
+        """`maker` is this keeper's alone: what it keeps is of this file."""
         self.store = store
         self.needs_surface = True
         """Refuse labels none of whose seeds hits a surface; otherwise take every seed as it is."""
         self.problem: str | None = None
         """Why the current annotations cannot be shown; the last ones that could are."""
-        self._model, self._random_rays = model, random_rays
-        self._traces = SeedTraces(model, seed_rays)
-        self._built: _Built | None = None
+        self._maker = maker
         self._snapshot: LabelSnapshot | None = None
-        self._surface_pixels: _Surface | None = None
 
     def __call__(self) -> LabelSnapshot | None:
-        """Labels for a frame; None while there are none. Never raises for what a user did: `problem` says it.
+        """Return labels for a frame; None while there are none. Never raises for what a user did: `problem` says it.
 
         Seeds that hit nothing are left out; where the file cannot be shown at all, the last good labels stay.
         """
         annotations, problem = self.store.snapshot()[1], None
         try:
-            self._snapshot = self._make(annotations)
+            self._snapshot = self._maker.make(annotations, self.store.folder, self.needs_surface)
             problem = None if self._snapshot is None else _without_surface(annotations, self._snapshot.marks)
         except UserError as error:
             problem = str(error)
@@ -109,19 +101,52 @@ class LabelKeeper:
         return self._snapshot
 
     def current(self) -> LabelSnapshot | None:
-        """Labels as the file has them now. Errors: `UserError` for seeds that cannot be found or hit nothing."""
-        annotations = self.store.snapshot()[1]
-        snapshot = self._make(annotations)
+        """Return labels as the file has them now.
+
+        Raises:
+            UserError: seeds that cannot be found or hit nothing.
+        """
+        return self._maker.snapshot_of(self.store.snapshot()[1], self.store.folder, self.needs_surface)
+
+
+class LabelMaker:
+    """Makes a `LabelSnapshot` of annotations; renders seeds only when seeds, their treatment or weights changed."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        seed_rays: Callable[[Annotations, Path], SeedRays],
+        random_rays: Callable[[int], RayBundle],
+    ) -> None:
+        """`seed_rays` turns annotations and their masks' folder into rays, `random_rays` draws training pixels."""
+        self._tracer, self._random_rays = tracer, random_rays
+        self._traces = SeedTraces(tracer, seed_rays)
+        self._built: _Built | None = None
+        self._surface_pixels: _Surface | None = None
+
+    def snapshot_of(self, annotations: Annotations, folder: Path, needs_surface: bool = True) -> LabelSnapshot | None:
+        """Return the labels of annotations; None where they have none.
+
+        Args:
+            annotations: labels, seeds, edits and settings.
+            folder: what the mask files of seeds are relative to.
+            needs_surface: refuse labels none of whose seeds hits a surface; otherwise take every seed as it is.
+
+        Raises:
+            UserError: seeds that cannot be found or hit nothing.
+        """
+        snapshot = self.make(annotations, folder, needs_surface)
         problem = None if snapshot is None else _without_surface(annotations, snapshot.marks)
-        if problem is not None and self.needs_surface:
+        if problem is not None and needs_surface:
             raise UserError(problem)
         return snapshot
 
-    def _make(self, annotations: Annotations) -> LabelSnapshot | None:
+    def make(self, annotations: Annotations, folder: Path, needs_surface: bool) -> LabelSnapshot | None:
+        """Do the same, leaving out seeds that hit nothing where a surface is needed."""
         if not annotations.labels:
             return None
         view, ids = annotations.view, [label.id for label in annotations.labels]
-        built = self._build(annotations)
+        built = self._build(annotations, folder, needs_surface)
         return LabelSnapshot(
             labels=annotations.labels,
             prototypes=built.prototypes,
@@ -135,24 +160,24 @@ class LabelKeeper:
             marks=built.marks,
         )
 
-    def _build(self, annotations: Annotations) -> _Built:
+    def _build(self, annotations: Annotations, folder: Path, needs_surface: bool) -> _Built:
         defaults = {name: getattr(PropagationConfig(), name) for name in SHOWN_BY}
         treatment = replace(annotations.view.propagation, **defaults)
         ids = tuple(label.id for label in annotations.labels)
-        made_of = (annotations.seeds, ids, treatment, self._model.weights_version)
+        made_of = (annotations.seeds, ids, treatment, folder, needs_surface, self._tracer.weights_version)
         if self._built is None or self._built.made_of != made_of:
-            self._built = _Built(made_of, *self._render_seeds(annotations))
+            self._built = _Built(made_of, *self._render_seeds(annotations, folder, needs_surface))
         return self._built
 
     @torch.no_grad()
     def _render_seeds(
-        self, annotations: Annotations
+        self, annotations: Annotations, folder: Path, needs_surface: bool
     ) -> tuple[Prototypes, Prototypes | None, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
         config, count = annotations.view.propagation, len(annotations.labels)
-        with in_eval_mode(self._model):
-            traces = self._traces.of(annotations, self.store.folder)
-            hits = [trace.hit if self.needs_surface else torch.ones_like(trace.hit) for trace in traces]
-            seeds = _seeds(annotations, traces, hits, self._model.device)
+        with in_eval_mode(self._tracer):
+            traces = self._traces.of(annotations, folder)
+            hits = [trace.hit if needs_surface else torch.ones_like(trace.hit) for trace in traces]
+            seeds = _seeds(annotations, traces, hits, self._tracer.device)
             prototypes = select_prototypes(seeds, config)
             centres = None
             # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
@@ -165,10 +190,8 @@ class LabelKeeper:
                     centres = refined if centres_fit(refined, seeds) >= CENTRES_FIT else None
             scale = None
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
-                rays = [ray for trace, hit in zip(traces, hits, strict=True) for ray in self._hits(trace, hit)]
-                scale = _own_responses(
-                    [Piece(self._model.trace(part)) for part in rays], seeds, prototypes, config, count
-                )
+                rows = [self._rows(trace, hit, prototypes, config) for trace, hit in zip(traces, hits, strict=True)]
+                scale = _own_responses(torch.cat(rows), seeds, prototypes, count)
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
             pool = self._smoothing(prototypes, centres, config, count) if smooths else None
             return prototypes, centres, scale, pool, _marks(annotations, traces)
@@ -182,16 +205,22 @@ class LabelKeeper:
         starts = [select_prototypes(start, config) for start in (grown, seeds)]
         return clearest_refinement(starts, self._surface().vectors, config.refine)
 
-    def _hits(self, trace: SeedTrace, hit: Tensor) -> list[RayBundle]:
-        return self._model.chunks(trace.rays[hit.to(trace.rays.origins.device)])
+    def _rows(self, trace: SeedTrace, hit: Tensor, prototypes: Prototypes, config: PropagationConfig) -> Tensor:
+        """Responses of a seed's own rays to all prototypes."""
+        if not bool(hit.any()):
+            return prototypes.vectors.new_zeros(0, len(prototypes.vectors))
+        own = trace.rays[hit.to(trace.rays.origins.device)]
+        return trace_all(
+            self._tracer, own, lambda traced: prototype_responses(Piece(traced), prototypes.vectors, config)
+        )
 
     def _surface(self) -> _Surface:
         """Surface points of random training pixels and their Jacobians; once per weights."""
-        version = self._model.weights_version
+        version = self._tracer.weights_version
         if self._surface_pixels is None or self._surface_pixels.version != version:
-            traces = [self._model.trace(chunk) for chunk in self._model.chunks(self._random_rays(POOL_RAYS))]
-            points = torch.cat([surface_points(traced) for traced in traces])
-            vectors = torch.cat([traced.jacobians for traced in traces])
+            points, vectors = trace_all(
+                self._tracer, self._random_rays(POOL_RAYS), lambda traced: (surface_points(traced), traced.jacobians)
+            )
             tree = KDTree(points.cpu().numpy())
             self._surface_pixels = _Surface(version, vectors, tree)
         return self._surface_pixels
@@ -253,10 +282,9 @@ def _without_surface(annotations: Annotations, marks: Sequence[Mark]) -> str | N
 
 
 def _own_responses(
-    pieces: Sequence[Piece], seeds: Seeds, prototypes: Prototypes, config: PropagationConfig, count: int
-) -> Tensor:
+    rows: Float[Tensor, "seeds prototypes"], seeds: Seeds, prototypes: Prototypes, count: int
+) -> Float[Tensor, "labels"]:
     """How strongly each label's seeds answer to its own prototypes: what a raw response is measured against."""
-    rows = torch.cat([prototype_responses(piece, prototypes.vectors, config) for piece in pieces])
     scale = rows.new_ones(count)
     for position in seeds.labels[seeds.positive].unique().tolist():
         mine = (seeds.labels == position) & seeds.positive

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.rays import SeedRays
 from jacobinerf_ns.annotations.schema import Annotations, Seed
+from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Traced, surface_points
-from jacobinerf_ns.model import JacobiNeRFModel
 
 SURFACE = 0.02
 """Accumulated opacity (0..1) from which on a seed's ray has hit something. Low: plain walls are thin in many fields."""
@@ -35,18 +35,18 @@ class SeedTrace(NamedTuple):
 
 
 class SeedTraces:
-    """Remembers what seeds look like, for one state of the weights."""
+    """Remembers what seeds look like, for one state of the weights and one folder of mask files."""
 
-    def __init__(self, model: JacobiNeRFModel, seed_rays: Callable[[Annotations, Path], SeedRays]) -> None:
+    def __init__(self, tracer: Tracer, seed_rays: Callable[[Annotations, Path], SeedRays]) -> None:
         """`seed_rays` turns annotations and their masks' folder into rays."""
-        self._model, self._seed_rays = model, seed_rays
+        self._tracer, self._seed_rays = tracer, seed_rays
         self._version: Hashable = None
         self._known: dict[Seed, SeedTrace] = {}
         self._around: dict[Seed, Tensor] = {}
 
     def of(self, annotations: Annotations, folder: Path) -> list[SeedTrace]:
         """Every seed, in the file's order. Errors: `UserError` for seeds whose pixels cannot be found."""
-        self._forget_old()
+        self._forget_old(folder)
         missing = tuple(seed for seed in dict.fromkeys(annotations.seeds) if seed not in self._known)
         found = dict(zip(missing, self._render(annotations, missing, folder), strict=True))
         # What is gone from the file may come back by an undo, but must not pile up.
@@ -58,14 +58,14 @@ class SeedTraces:
         for seed in seeds:
             if seed not in self._around:
                 trace = self._known[seed]
-                near = self._model.chunks(rays_around(trace.rays, REACH))
-                vectors = torch.cat([self._model.trace(chunk).jacobians for chunk in near])
+                near = rays_around(trace.rays, REACH)
+                vectors = trace_all(self._tracer, near, lambda traced: traced.jacobians)
                 self._around[seed] = vectors.view(len(trace.vectors), -1, trace.vectors.shape[1])
         self._around = {seed: self._around[seed] for seed in seeds}
         return [self._around[seed] for seed in seeds]
 
-    def _forget_old(self) -> None:
-        version = self._model.weights_version
+    def _forget_old(self, folder: Path) -> None:
+        version = (self._tracer.weights_version, folder)
         if self._version != version:
             self._version, self._known, self._around = version, {}, {}
 
@@ -73,9 +73,7 @@ class SeedTraces:
         if not seeds:
             return []
         rays = self._seed_rays(Annotations(labels=annotations.labels, seeds=tuple(seeds)), folder)
-        traces = [self._model.trace(chunk) for chunk in self._model.chunks(rays.rays)]
-        whole = [torch.cat(parts) for parts in zip(*map(_numbers, traces), strict=True)]
-        vectors, points, accumulation = whole
+        vectors, points, accumulation = trace_all(self._tracer, rays.rays, _numbers)
         weights, index = rays.weights.to(vectors.device), rays.index.to(vectors.device)
         result = []
         for position in range(len(seeds)):

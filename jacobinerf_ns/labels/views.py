@@ -1,4 +1,7 @@
-"""Views on a screen: what is kept of them, so that labels of an unmoved camera change without another field query."""
+"""Whole views: the field's own outputs and those of all labels, from as few field queries as there can be.
+
+What a screen has shown is kept, so that labels of an unmoved camera change without another query.
+"""
 
 from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar
@@ -8,9 +11,15 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.model_components import renderers
 from torch import Tensor
 
-from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.core.propagation import decide_view
+from jacobinerf_ns.labels.edits import edited_colour
+from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
+from jacobinerf_ns.labels.responses import needs_samples, responses
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
+from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece
 
 KEPT_BYTES = 3 << 30
@@ -136,3 +145,82 @@ def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapsh
     chosen = position[best >= snapshot.config.threshold]
     counts = torch.bincount(chosen, minlength=len(snapshot.labels)).tolist()
     return {label.id: count / len(best) for label, count in zip(snapshot.labels, counts, strict=True)}
+
+
+_RESPONSES, _EDITED = "responses", "edited"
+
+
+@torch.no_grad()
+def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None) -> dict[str, Tensor]:
+    """All outputs of a view [height width], on the rays' device, from one snapshot of the labels.
+
+    A view that a screen showed before, of the same weights, is not asked of the field again.
+    """
+    screen = SCREEN.get()
+    edits = snapshot is not None and bool(snapshot.edits) and (screen is None or screen.shows(_EDITED))
+    samples = edits or (snapshot is not None and needs_samples(snapshot.config))
+    view = None if screen is None else screen.kept.view(rays, _setting(tracer))
+    flat, size, queried = rays.flatten(), tracer.rays_at_once, 0
+    parts: list[dict[str, Tensor]] = []
+    go_on = BETWEEN_CHUNKS.get()
+    for index, start in enumerate(range(0, len(flat), size)):
+        piece = None if view is None else view.pieces.get(index)
+        if piece is None or (samples and piece.samples is None):
+            piece = _query(tracer, flat[start : start + size], screen, view, index, samples)
+            queried += min(size, len(flat) - start)
+        outputs = dict(piece.outputs)
+        if snapshot is not None and snapshot.labels:
+            outputs[_RESPONSES] = responses(piece, snapshot)
+        if edits:
+            assert snapshot is not None
+            assert piece.samples is not None
+            part = flat[start : start + size].to(tracer.device)
+            outputs[_EDITED] = edited_colour(tracer.trace, part, piece.samples, snapshot)
+        parts.append(outputs)
+        go_on()
+    return _whole(parts, rays, snapshot, screen, queried)
+
+
+def _query(
+    tracer: Tracer, rays: RayBundle, screen: Screen | None, view: KeptView | None, index: int, samples: bool
+) -> Piece:
+    piece = Piece(tracer.trace(rays.to(tracer.device)))
+    if screen is not None and view is not None:
+        screen.kept.keep(view, index, piece if samples else piece.light())
+    return piece
+
+
+def _whole(
+    parts: list[dict[str, Tensor]], rays: RayBundle, snapshot: LabelSnapshot | None, screen: Screen | None, queried: int
+) -> dict[str, Tensor]:
+    shape, device = rays.origins.shape[:2], rays.origins.device
+    whole = {
+        name: torch.cat([part[name] for part in parts]).view(*shape, -1).to(device)
+        for name, value in parts[0].items()
+        if isinstance(value, Tensor)
+    }
+    rgb, found, shares = whole["rgb"], whole.pop(_RESPONSES, None), {}
+    if snapshot is None or found is None:
+        shown = nothing_to_show(rgb)
+    else:
+        shown = {**pictures(rgb, found, decide_view(found, snapshot.config), snapshot), _EDITED: rgb}
+        shares = shares_of(found, snapshot)
+    if screen is not None:
+        screen.queried += queried
+        screen.seen(ViewReport(snapshot, dict(shares), queried))
+    # The viewer starts with the first output: colours.
+    return {**whole, **shown, **({_EDITED: whole[_EDITED]} if _EDITED in whole else {})}
+
+
+def _setting(tracer: Tracer) -> tuple:
+    override = renderers.BACKGROUND_COLOR_OVERRIDE
+    colour = None if override is None else tuple(override.tolist())
+    return tracer.weights_version, colour, tracer.rays_at_once
+
+
+@torch.no_grad()
+def label_view(tracer: Tracer, view: RayBundle, snapshot: LabelSnapshot) -> LabelView:
+    """Labels of a view [height width] as numbers, the same that the outputs show; kept views take no part."""
+    found = trace_all(tracer, view.flatten(), lambda traced: responses(Piece(traced), snapshot))
+    found = found.view(*view.origins.shape[:2], -1)
+    return LabelView(found, decide_view(found, snapshot.config), snapshot)

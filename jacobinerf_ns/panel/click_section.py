@@ -1,9 +1,7 @@
 """The part of the panel that everything begins with: what a click means, and taking it back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import viser
@@ -17,9 +15,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.views import ViewReport
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.controls import add_button_group
-
-if TYPE_CHECKING:
-    from jacobinerf_ns.panel.panel import Panel
+from jacobinerf_ns.panel.desk import Desk
 
 Pointer = Literal["click", "rect-select"]
 
@@ -27,8 +23,8 @@ Pointer = Literal["click", "rect-select"]
 class ClickSection:
     """Arms the pointer, turns clicks into seeds, and says what they met."""
 
-    def __init__(self, panel: Panel, server: viser.ViserServer) -> None:
-        self._panel, self._server = panel, server
+    def __init__(self, desk: Desk, server: viser.ViserServer) -> None:
+        self._desk, self._server = desk, server
         self._awaited: Seed | None = None
         """A click whose surface is not known yet."""
         self._last_pointer: tuple[Pointer, bool] | None = None
@@ -44,18 +40,18 @@ class ClickSection:
         self._stop = gui.add_button("Stop", color="red", visible=False, hint="Moves the camera again.")
         self._sticky = gui.add_checkbox("Keep clicking", False, hint="Await one click after the other, until Stop.")
         history = add_button_group(gui, "Seeds", ("Undo", "Redo", "Clear"))
-        self._buttons[0].on_click(lambda _: panel.do(lambda: self.arm("click", False)))
-        self._buttons[1].on_click(lambda _: panel.do(lambda: self.arm("click", True)))
-        self._buttons[2].on_click(lambda _: panel.do(lambda: self.arm("rect-select", False)))
-        self._stop.on_click(lambda _: panel.do(self.disarm))
+        self._buttons[0].on_click(lambda _: desk.do(lambda: self.arm("click", False)))
+        self._buttons[1].on_click(lambda _: desk.do(lambda: self.arm("click", True)))
+        self._buttons[2].on_click(lambda _: desk.do(lambda: self.arm("rect-select", False)))
+        self._stop.on_click(lambda _: desk.do(self.disarm))
         actions = {"Undo": self.undo, "Redo": self.redo, "Clear": self.clear}
-        history.on_click(lambda event: panel.do(actions[event.target.value]))
-        panel.on_user_update(self.label, lambda: self.choose(self.label.value))
+        history.on_click(lambda event: desk.do(actions[event.target.value]))
+        desk.on_user_update(self.label, lambda: self.choose(self.label.value))
 
     def refresh(self, annotations: Annotations) -> None:
         """Shows the labels there are, and the one that is selected."""
         names = [label.name for label in annotations.labels] or [texts.NO_LABEL]
-        label = self._panel.selected(annotations)
+        label = self._desk.selected(annotations)
         if list(self.label.options) != names:
             self.label.options = names
         wanted = names[0] if label is None else label.name
@@ -65,12 +61,12 @@ class ClickSection:
     def choose(self, name: str) -> None:
         """Selects the label of a name."""
         if name != texts.NO_LABEL:
-            self._panel.change(lambda now: changes.select(now, changes.label_named(now, name).id), remember=False)
-            self._panel.say(f"**{texts.plain(name)}** gets the clicks now.")
+            self._desk.change(lambda now: changes.select(now, changes.label_named(now, name).id), remember=False)
+            self._desk.say(f"**{texts.plain(name)}** gets the clicks now.")
 
     def arm(self, pointer: Pointer, negative: bool) -> None:
         """Awaits a click or a rectangle. Errors: `UserError`, *not this* before there is anything to take it from."""
-        if negative and not self._panel.has_seeds():
+        if negative and not self._desk.has_seeds():
             raise UserError("**Not this** takes away from a label: press **Click** and click on the thing first")
         self._last_pointer = (pointer, negative)
         handler = self._click_handler(negative) if pointer == "click" else self._box_handler(negative)
@@ -79,28 +75,28 @@ class ClickSection:
         self._server.scene.on_pointer_callback_removed(self._show_idle)
         self._show_armed()
         where = "on the thing" if not negative else "on what is *not* of the label"
-        self._panel.say(f"Click {where}." if pointer == "click" else "Draw a rectangle on the thing.")
+        self._desk.say(f"Click {where}." if pointer == "click" else "Draw a rectangle on the thing.")
 
     def disarm(self) -> None:
         """Gives the pointer back to the camera."""
         self._last_pointer = None
         self._server.scene.remove_pointer_callback()
         self._show_idle()
-        self._panel.say("Stopped: the camera moves again.")
+        self._desk.say("Stopped: the camera moves again.")
 
     def add(self, make: Callable[[int], Seed]) -> None:
         """Adds a seed to the selected label, or to a new one; `make` gets the label's id."""
         made: list[Seed] = []
 
         def change(now: Annotations) -> Annotations:
-            now, label = self._panel.selected_or_new(now)
+            now, label = self._desk.selected_or_new(now)
             made[:] = [make(label.id)]
             return changes.add_seed(now, made[0])
 
-        self._panel.change(change)
+        self._desk.change(change)
         self._awaited = made[0]
-        self._panel.say("clicked: looking …")
-        self._panel.show_labels()
+        self._desk.say("clicked: looking …")
+        self._desk.show_labels()
         if not self._sticky.value and self._last_pointer is not None:
             self._last_pointer = None
             self._server.scene.remove_pointer_callback()
@@ -120,30 +116,30 @@ class ClickSection:
             return
         self._awaited = None
         if not mark.hit:
-            self._panel.change(lambda now: changes.discard_seed(now, seed), remember=False)
-            self._panel.say("clicked: no surface there. Nothing was added: click on something solid.")
+            self._desk.change(lambda now: changes.discard_seed(now, seed), remember=False)
+            self._desk.say("clicked: no surface there. Nothing was added: click on something solid.")
             return
         label = next((label for label in annotations.labels if label.id == seed.label), None)
         if label is None:  # deleted while its frame was rendered
             return
         count = len(annotations.seeds_of(label.id))
-        self._panel.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count))
+        self._desk.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count))
 
     def undo(self) -> None:
         """Takes the last change back."""
-        self._panel.say("Undone." if self._panel.replay("undo") else "There is nothing to undo.")
+        self._desk.say("Undone." if self._desk.replay("undo") else "There is nothing to undo.")
 
     def redo(self) -> None:
         """Makes the change again that was undone last."""
-        self._panel.say("Done again." if self._panel.replay("redo") else "There is nothing to redo.")
+        self._desk.say("Done again." if self._desk.replay("redo") else "There is nothing to redo.")
 
     def clear(self) -> None:
         """Takes all seeds of the selected label away. Errors: `UserError`, there are none."""
-        label = self._panel.need_label()
-        if not self._panel.annotations.seeds_of(label.id):
+        label = self._desk.need_label()
+        if not self._desk.annotations.seeds_of(label.id):
             raise UserError(f"**{texts.plain(label.name)}** has no seeds to clear")
-        self._panel.change(lambda now: changes.remove_seeds(now, label.id))
-        self._panel.say(f"All seeds of **{texts.plain(label.name)}** are gone. **Undo** brings them back.")
+        self._desk.change(lambda now: changes.remove_seeds(now, label.id))
+        self._desk.say(f"All seeds of **{texts.plain(label.name)}** are gone. **Undo** brings them back.")
 
     def _click_handler(self, negative: bool) -> Callable[[viser.ScenePointerEvent], None]:
         def clicked(event: viser.ScenePointerEvent) -> None:
@@ -153,9 +149,9 @@ class ClickSection:
             scene = [part / VISER_NERFSTUDIO_SCALE_RATIO for part in origin]
 
             def make(label: int) -> SpaceClick:
-                return world_click(self._panel.world, scene, direction, label, negative)
+                return world_click(self._desk.world, scene, direction, label, negative)
 
-            self._panel.do(lambda: self.add(make))
+            self._desk.do(lambda: self.add(make))
 
         return clicked
 
@@ -168,9 +164,9 @@ class ClickSection:
 
             def make(label: int) -> SpaceBox:
                 bounds = (first, second)
-                return world_box(self._panel.world, position, rotation, fov, aspect, bounds, label, negative)
+                return world_box(self._desk.world, position, rotation, fov, aspect, bounds, label, negative)
 
-            self._panel.do(lambda: self.add(make))
+            self._desk.do(lambda: self.add(make))
 
         return drawn
 
@@ -179,11 +175,11 @@ class ClickSection:
         for button in self._buttons:
             button.visible = False
         # A click on the picture of a training camera would move the view there.
-        self._panel.viewer.set_camera_visibility(False)
+        self._desk.viewer.set_camera_visibility(False)
 
     def _show_idle(self) -> None:
         self._stop.visible = False
         for button in self._buttons:
             button.visible = True
-        if self._panel.viewer.hide_images.visible:
-            self._panel.viewer.set_camera_visibility(True)
+        if self._desk.viewer.hide_images.visible:
+            self._desk.viewer.set_camera_visibility(True)

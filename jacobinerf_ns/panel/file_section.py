@@ -1,19 +1,14 @@
 """The part of the panel that makes files, in the background: masks of all photos, and the selected label in 3D."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import viser
 
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.desk import Desk
 from jacobinerf_ns.panel.job import Job
-
-if TYPE_CHECKING:
-    from jacobinerf_ns.panel.panel import Panel
 
 MASKS, PARTS = "propagated", "parts"
 """Folders of the results, beside the run's config.yml."""
@@ -24,9 +19,9 @@ MANIFEST = "propagation.json"
 class FileSection:
     """Starts `jacobinerf propagate` and `jacobinerf export`, one at a time, and shows how far they are."""
 
-    def __init__(self, panel: Panel, server: viser.ViserServer, run: Path) -> None:
+    def __init__(self, desk: Desk, server: viser.ViserServer, run: Path) -> None:
         """`run` is the folder of the run's config.yml."""
-        self._panel, self._run, gui = panel, run, server.gui
+        self._desk, self._run, gui = desk, run, server.gui
         self._job: Job | None = None
         self._name, self._folder = "", run
         self._masks = gui.add_button("Save masks of all photos", icon=viser.Icon.PHOTO_DOWN)
@@ -34,15 +29,15 @@ class FileSection:
         self._bar = gui.add_progress_bar(0.0, visible=False)
         self._cancel = gui.add_button("Cancel", visible=False, hint="What is finished stays.")
         self._state = gui.add_markdown("")
-        self._masks.on_click(lambda _: panel.do(self.save_masks))
-        self._part.on_click(lambda _: panel.do(self.export))
-        self._cancel.on_click(lambda _: panel.do(self.cancel))
+        self._masks.on_click(lambda _: desk.do(self.save_masks))
+        self._part.on_click(lambda _: desk.do(self.export))
+        self._cancel.on_click(lambda _: desk.do(self.cancel))
 
     def refresh(self, annotations: Annotations) -> None:
         """Offers what can be made, and says why the rest cannot."""
         problem = self._problem(annotations)
         self._masks.disabled = problem is not None or not annotations.seeds
-        self._part.disabled = problem is not None or not self._panel.has_seeds(annotations)
+        self._part.disabled = problem is not None or not self._desk.has_seeds(annotations)
         # What came of the last work stays to be read, unless nothing can be made.
         if self._job is None and (problem is not None or self._state.content.startswith("*")):
             self._set_state(f"*{problem}*" if problem else "")
@@ -55,7 +50,7 @@ class FileSection:
 
     def export(self) -> None:
         """Starts writing the selected label's points and mesh."""
-        label = self._panel.need_label()
+        label = self._desk.need_label()
         folder = self._run / PARTS / f"{label.id}"
         arguments = ["export", "--load-config", str(self._run / "config.yml"), "--output-dir", str(folder)]
         # One word: a name may begin with a dash.
@@ -84,11 +79,11 @@ class FileSection:
         stopped = f"{self._name}: cancelled; what was finished is in `{self._folder}`"
         result = stopped if job.cancelled else f"{self._name}: {texts.plain(job.error)}" if job.error else done
         self._set_state(result)
-        self._panel.say(result)
-        self.refresh(self._panel.annotations)
+        self._desk.say(result)
+        self.refresh(self._desk.annotations)
 
     def _start(self, name: str, folder: Path, arguments: list[str], manifest: Path | None = None) -> None:
-        problem = self._problem(self._panel.annotations)
+        problem = self._problem(self._desk.annotations)
         if problem is not None:
             raise UserError(problem)
         self._name, self._folder = name, folder
@@ -96,8 +91,8 @@ class FileSection:
         self._bar.value, self._bar.animated = 0.0, True
         self._bar.visible = self._cancel.visible = True
         self._set_state(f"{name}: starting …")
-        self._panel.say(f"{name}: at work in the background, from the run's last checkpoint.")
-        self.refresh(self._panel.annotations)
+        self._desk.say(f"{name}: at work in the background, from the run's last checkpoint.")
+        self.refresh(self._desk.annotations)
 
     def _problem(self, annotations: Annotations) -> str | None:
         """Why nothing can be made now."""

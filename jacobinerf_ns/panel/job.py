@@ -1,12 +1,13 @@
 """A command of ours in the background of the viewer: started, watched, cancelled, and ended with the viewer."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+COMMAND = "jacobinerf_ns.cli.background"
+"""Started by its name: the panel knows no command."""
 LAST_LINES = 4
 """Lines of a failed command that are looked through for its error."""
 
@@ -27,7 +28,7 @@ class Job:
             # That of an earlier job would be taken for this one's; the files themselves are the command's business.
             self._earlier = _stamp(manifest)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *arguments],
+            [sys.executable, "-m", COMMAND, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,23 +80,3 @@ def _stamp(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except OSError:
         return None
-
-
-def _end_with_parent() -> None:
-    """Waits until the pipe from the viewer closes, which it does however the viewer ends."""
-    # Not through a buffered file: Python cannot end while a thread waits in one.
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    os._exit(1)
-
-
-def main() -> None:
-    """Runs `jacobinerf` with the arguments of this process."""
-    from jacobinerf_ns.cli.main import entrypoint
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    entrypoint()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,12 @@
 """The part of the panel with the labels: a table of them, and the selected one's name and colour."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import viser
 
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.labels.views import ViewReport
 from jacobinerf_ns.panel import texts
-
-if TYPE_CHECKING:
-    from jacobinerf_ns.panel.panel import Panel
+from jacobinerf_ns.panel.desk import Desk
 
 TYPING_SECONDS = 0.5
 """A name counts when nothing was typed for so long."""
@@ -21,8 +15,8 @@ TYPING_SECONDS = 0.5
 class LabelSection:
     """Adds, renames, recolours and deletes labels."""
 
-    def __init__(self, panel: Panel, server: viser.ViserServer) -> None:
-        self._panel, gui = panel, server.gui
+    def __init__(self, desk: Desk, server: viser.ViserServer) -> None:
+        self._desk, gui = desk, server.gui
         self._table = gui.add_markdown("")
         self._name = gui.add_text("Name", "", hint="Of the selected label.")
         self._colour = gui.add_rgb("Colour", (127, 127, 127), hint="Of the selected label, in overlays and marks.")
@@ -30,43 +24,43 @@ class LabelSection:
         self._delete = gui.add_button(
             "Delete label", icon=viser.Icon.TRASH, hint="With its seeds and edits; Undo helps."
         )
-        panel.on_user_update(self._name, self.rename, delay=TYPING_SECONDS)
-        panel.on_user_update(self._colour, self.recolour)
-        self._add.on_click(lambda _: panel.do(self.add))
-        self._delete.on_click(lambda _: panel.do(self.delete))
+        desk.on_user_update(self._name, self.rename, delay=TYPING_SECONDS)
+        desk.on_user_update(self._colour, self.recolour)
+        self._add.on_click(lambda _: desk.do(self.add))
+        self._delete.on_click(lambda _: desk.do(self.delete))
 
     def refresh(self, annotations: Annotations, report: ViewReport) -> None:
         """Shows the labels as they are."""
-        label = self._panel.selected(annotations)
+        label = self._desk.selected(annotations)
         content = texts.table(annotations, report.shares, None if label is None else label.id)
         if self._table.content != content:
             self._table.content = content
         for control in (self._name, self._colour, self._delete):
             control.disabled = label is None
         if label is not None:
-            self._panel.set_quietly(self._name, label.name)
-            self._panel.set_quietly(self._colour, label.colour)
+            self._desk.set_quietly(self._name, label.name)
+            self._desk.set_quietly(self._colour, label.colour)
 
     def add(self) -> None:
         """Adds a label and selects it."""
-        self._panel.change(self._panel.with_new_label)
-        self._panel.say(f"**{texts.plain(self._panel.need_label().name)}** is there: click on what it stands for.")
+        self._desk.change(self._desk.with_new_label)
+        self._desk.say(f"**{texts.plain(self._desk.need_label().name)}** is there: click on what it stands for.")
 
     def rename(self) -> None:
         """Gives the selected label the name that was typed. Errors: `UserError` for one that is empty or taken."""
-        label, name = self._panel.need_label(), self._name.value.strip()
+        label, name = self._desk.need_label(), self._name.value.strip()
         if name != label.name:
-            self._panel.change(lambda now: changes.rename_label(now, label.id, name))
-            self._panel.say(f"The label is called **{texts.plain(name)}** now.")
+            self._desk.change(lambda now: changes.rename_label(now, label.id, name))
+            self._desk.say(f"The label is called **{texts.plain(name)}** now.")
 
     def recolour(self) -> None:
         """Gives the selected label the colour that was picked."""
-        label = self._panel.need_label()
+        label = self._desk.need_label()
         red, green, blue = (int(part) for part in self._colour.value)
-        self._panel.change(lambda now: changes.recolour_label(now, label.id, (red, green, blue)), remember=False)
+        self._desk.change(lambda now: changes.recolour_label(now, label.id, (red, green, blue)), remember=False)
 
     def delete(self) -> None:
         """Takes the selected label away."""
-        label = self._panel.need_label()
-        self._panel.change(lambda now: changes.remove_label(now, label.id))
-        self._panel.say(f"**{texts.plain(label.name)}** is gone, with its seeds and edits. **Undo** brings it back.")
+        label = self._desk.need_label()
+        self._desk.change(lambda now: changes.remove_label(now, label.id))
+        self._desk.say(f"**{texts.plain(label.name)}** is gone, with its seeds and edits. **Undo** brings it back.")

@@ -6,7 +6,7 @@ import viser
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
 from jacobinerf_ns.annotations.schema import Colour
-from jacobinerf_ns.labels.responses import LabelSnapshot, Mark
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark
 
 RADIUS = 0.008
 """Of a mark, in scene units: nerfstudio scales captures to about -1..1."""

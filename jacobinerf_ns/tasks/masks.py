@@ -17,12 +17,11 @@ from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, 
 from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.annotations.schema import Annotations, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.store import read_annotations
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.plain_errors import plain_errors
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles

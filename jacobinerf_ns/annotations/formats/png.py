@@ -12,9 +12,9 @@ from PIL import Image
 
 from jacobinerf_ns.annotations.formats.base import FoundLabel, check_label_map, read_json
 from jacobinerf_ns.annotations.schema import PALETTE, Colour, Label
+from jacobinerf_ns.errors import plain_errors
 from jacobinerf_ns.files.atomic import write_json, writing
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes
-from jacobinerf_ns.plain_errors import plain_errors
 
 LEGEND_NAME = "classes.json"
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from jacobinerf_ns.core.propagation import decide, decide_paper
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.labels.responses import LabelSnapshot, responses, selected
+from jacobinerf_ns.labels.outputs import selected
+from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.model import JacobiNeRFModel
 

@@ -22,8 +22,9 @@ from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.labels.keeper import FixedAnnotations
-from jacobinerf_ns.labels.responses import LabelSnapshot, responses
+from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Piece, surface_points
 from jacobinerf_ns.run import Run

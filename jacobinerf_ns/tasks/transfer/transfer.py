@@ -16,7 +16,7 @@ from jacobinerf_ns.core import matching as correspondence
 from jacobinerf_ns.core.matching import LabelMatch
 from jacobinerf_ns.core.propagation import kmeans
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.labels.responses import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.tasks.transfer.side import SeedPixels, Seen, Side, check_teachers
 
 LOOKED_AT = 16_384

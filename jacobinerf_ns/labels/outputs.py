@@ -1,0 +1,66 @@
+"""The outputs that a view shows of labels: pictures from responses, in forms that nerfstudio can show."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jacobinerf_ns.core.propagation import Decision, Prototypes
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
+
+PAPER_WHITE = 1.0
+GREY = 0.45
+"""Brightness that pixels outside of a selection keep in its overlay."""
+
+
+def pictures(
+    rgb: Float[Tensor, "*pixels 3"],
+    found: Float[Tensor, "*pixels labels"],
+    decision: Decision,
+    snapshot: LabelSnapshot,
+) -> dict[str, Tensor]:
+    """All label outputs of rays or of a view, in forms that nerfstudio can show: floats in 0..1, colours, booleans."""
+    selection = selected(found, decision, snapshot)
+    resonance = (
+        found[..., snapshot.selected : snapshot.selected + 1] if snapshot.labels else torch.zeros_like(rgb[..., :1])
+    )
+    palette = torch.tensor([(0, 0, 0), *(label.colour for label in snapshot.labels)], device=rgb.device) / 255.0
+    colours = palette[decision.labels]
+    known = (decision.labels > 0)[..., None]
+    blended = torch.lerp(rgb, colours, snapshot.opacity)
+    own = palette[snapshot.selected + 1] if snapshot.labels else palette[0]
+    masks = {name: (decision.labels == position + 1)[..., None] for position, name in enumerate(snapshot.mask_names())}
+    return {
+        "resonance": resonance,
+        "selection": selection,
+        "selection_overlay": torch.where(selection, torch.lerp(rgb, own.expand_as(rgb), snapshot.opacity), GREY * rgb),
+        "rgb_selected": torch.where(selection, rgb, PAPER_WHITE),
+        "labels": colours,
+        "labels_overlay": torch.where(known, blended, rgb),
+        "label_confidence": decision.confidence[..., None],
+        **masks,
+    }
+
+
+def selected(
+    found: Float[Tensor, "*pixels labels"], decision: Decision, snapshot: LabelSnapshot
+) -> Bool[Tensor, "*pixels 1"]:
+    """Pixels of the selected label: a response of at least the threshold, and none of another label that is larger.
+
+    The paper's decision knows no threshold.
+    """
+    if not snapshot.labels:
+        return torch.zeros_like(decision.labels, dtype=torch.bool)[..., None]
+    mine = found[..., snapshot.selected]
+    if snapshot.config.decision == "paper":
+        return (decision.labels == snapshot.selected + 1)[..., None]
+    best = found.argmax(-1) == snapshot.selected
+    return ((mine >= snapshot.config.threshold) & best & (mine > 0))[..., None]
+
+
+def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
+    """The same outputs where no label is there yet: the viewer lists what the first frame has."""
+    none = rgb.new_zeros(0)
+    empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
+    found = rgb.new_zeros(*rgb.shape[:-1], 0)
+    nobody = rgb.new_zeros(rgb.shape[:-1])
+    return {**pictures(rgb, found, Decision(nobody.long(), nobody), empty), "edited": rgb}

@@ -1,0 +1,70 @@
+"""Labels as they are at one moment: immutable, so that a frame is of one piece whatever a user clicks meanwhile."""
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from jacobinerf_ns.annotations.schema import Edit, Label, Seed
+from jacobinerf_ns.core.propagation import Decision, PropagationConfig, Prototypes
+
+
+class Mark(NamedTuple):
+    """Where a seed is in the scene."""
+
+    seed: Seed
+    point: tuple[float, float, float]
+    """What it hits, scene units; of a region the hit nearest to their mean."""
+    hit: bool
+    """Whether it hits a surface."""
+
+
+class SurfacePool(NamedTuple):
+    """Responses at surface points all over the scene: what a pixel's own response is smoothed with."""
+
+    tree: KDTree
+    """Of the points, scene units."""
+    vectors: Float[Tensor, "pixels dims"]
+    """Their Jacobians."""
+    responses: Float[Tensor, "pixels labels"]
+
+
+@dataclass(frozen=True)
+class LabelSnapshot:
+    """Labels as they are at one moment, for one state of the weights."""
+
+    labels: tuple[Label, ...]
+    prototypes: Prototypes
+    config: PropagationConfig = field(default_factory=PropagationConfig)
+    centres: Prototypes | None = None
+    """Refined means of labels that were marked with many pixels, which vote with them; None where there are few."""
+    scale: Float[Tensor, "labels"] | None = None
+    """For `raw`: the seeds' own mean response per label, which a response is a share of; None where it is not used."""
+    pool: SurfacePool | None = None
+    selected: int = 0
+    """Position of the label shown as `resonance` and `selection`."""
+    opacity: float = 0.6
+    edits: tuple[Edit, ...] = ()
+    marks: tuple[Mark, ...] = ()
+
+    def mask_names(self) -> list[str]:
+        """Output name of each label's mask: `mask_` and the name in letters that any file system takes.
+
+        nerfstudio paints every output with "depth" in its name as a depth map; such a label, and a second one of the
+        same letters, goes by its id.
+        """
+        slugs = [re.sub(r"[^a-z0-9]+", "_", label.name.lower()).strip("_") for label in self.labels]
+        plain = [bool(slug) and "depth" not in slug and slugs.count(slug) == 1 for slug in slugs]
+        kept = [slug if ok else f"id_{label.id}" for slug, ok, label in zip(slugs, plain, self.labels, strict=True)]
+        return [f"mask_{name}" for name in kept]
+
+
+class LabelView(NamedTuple):
+    """A view's labels as numbers."""
+
+    responses: Float[Tensor, "height width labels"]
+    decision: Decision
+    snapshot: LabelSnapshot

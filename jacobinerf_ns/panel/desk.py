@@ -1,0 +1,132 @@
+"""What all sections of the panel share: the annotations, the selected label, the panel's thread and its status line.
+
+Sections know this, and nothing of each other or of the panel that puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import viser
+from nerfstudio.viewer.viewer import Viewer
+
+from jacobinerf_ns.annotations import changes
+from jacobinerf_ns.annotations.frames import WorldFrame
+from jacobinerf_ns.annotations.schema import Annotations, Label
+from jacobinerf_ns.annotations.store import AnnotationStore
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.panel import texts
+from jacobinerf_ns.panel.worker import Worker
+
+NEW_VOID = 0.5
+"""`void_below` of annotations that begin in the panel: with one label and 0, that label would cover the whole view."""
+LABEL_OUTPUTS = ("resonance", "selection_overlay", "labels_overlay", "edited")
+"""Outputs on which a click shows at once what it does: the view stays with them."""
+
+
+class Desk:
+    """The annotations of a run as the panel works on them."""
+
+    def __init__(
+        self, viewer: Viewer, store: AnnotationStore, world: WorldFrame, worker: Worker, changed: Callable[[], None]
+    ) -> None:
+        """`changed` is called after every change, in the thread that made it."""
+        self.viewer, self.world = viewer, world
+        self._store, self._worker, self._changed = store, worker, changed
+        self._status = viewer.viser_server.gui.add_markdown(texts.NOTHING_YET)
+
+    @property
+    def annotations(self) -> Annotations:
+        """As they are now."""
+        return self._store.snapshot()[1]
+
+    @staticmethod
+    def selected(annotations: Annotations) -> Label | None:
+        """The label that gets the clicks; none where there is no label."""
+        if annotations.view.selected is not None:
+            return annotations.label(annotations.view.selected)
+        return annotations.labels[0] if annotations.labels else None
+
+    def need_label(self) -> Label:
+        """The selected label. Errors: `UserError`, there is none."""
+        label = self.selected(self.annotations)
+        if label is None:
+            raise UserError("there is no label yet: press **Click** and click on a thing, or **Add label**")
+        return label
+
+    def has_seeds(self, annotations: Annotations | None = None) -> bool:
+        """Whether the selected label has seeds that say what it is."""
+        annotations = self.annotations if annotations is None else annotations
+        label = self.selected(annotations)
+        return label is not None and any(not seed.negative for seed in annotations.seeds_of(label.id))
+
+    def with_new_label(self, annotations: Annotations) -> Annotations:
+        """The annotations with one more label, which is selected; its name is the first `object N` that is free."""
+        names = {label.name for label in annotations.labels}
+        number = next(n for n in range(1, len(names) + 2) if f"object {n}" not in names)
+        if not annotations.labels:
+            config = annotations.view.propagation
+            if config == type(config)():
+                annotations = changes.set_view(annotations, propagation=type(config)(void_below=NEW_VOID))
+        annotations, label = changes.add_label(annotations, f"object {number}")
+        return changes.select(annotations, label.id)
+
+    def selected_or_new(self, annotations: Annotations) -> tuple[Annotations, Label]:
+        """The annotations and the label that a click belongs to, made where there is none."""
+        if not annotations.labels:
+            annotations = self.with_new_label(annotations)
+        label = self.selected(annotations)
+        assert label is not None
+        return annotations, label
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Runs a task in the panel's thread; its `UserError` is shown in the status line."""
+        self._worker.post(task)
+
+    def on_user_update(self, handle: Any, task: Callable[[], None], delay: float = 0.0) -> None:
+        """Runs a task when a user changes a control, not when the panel sets it; of several, the last one."""
+
+        def updated(event: Any) -> None:
+            if event.client is not None:
+                self._worker.post(task, key=id(handle), delay=delay)
+
+        handle.on_update(updated)
+
+    def set_quietly(self, handle: Any, value: Any) -> None:
+        """Sets a control, unless a user is just changing it."""
+        if handle.value != value and not self._worker.waits(id(handle)):
+            handle.value = value
+
+    def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> None:
+        """Changes the annotations, saves them, and shows it. Errors: `UserError`; nothing is changed then."""
+        self._store.change(new, remember=remember)
+        self._changed()
+
+    def replay(self, way: Literal["undo", "redo"]) -> bool:
+        """Takes a change back, or makes it again; False where there is none."""
+        moved = self._store.undo() if way == "undo" else self._store.redo()
+        self._changed()
+        return moved
+
+    def say(self, text: str) -> None:
+        """Shows a line of markdown at the top of the panel."""
+        if self._status.content != text:
+            self._status.content = text
+
+    @property
+    def output(self) -> str:
+        """The output of the model that is shown, as nerfstudio names it."""
+        return self.viewer.control_panel.output_render
+
+    def show_output(self, output: str) -> None:
+        """Show an output of the model, once there has been a frame."""
+        listed = self.viewer.control_panel._output_render
+        handle = listed.gui_handle
+        if isinstance(handle, viser.GuiDropdownHandle) and output in handle.options and handle.value != output:
+            listed.value = output
+
+    def show_labels(self) -> None:
+        """Show the heat map, if the view does not show labels already."""
+        if self.output not in LABEL_OUTPUTS:
+            self.show_output("resonance")
