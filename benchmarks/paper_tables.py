@@ -10,7 +10,7 @@ from tables import Table, mean_and_range
 
 from jacobinerf_ns.evaluation.registry import CONTENDERS
 
-Scores = dict[str, Any]
+TaskScores = dict[str, Any]
 """Content of one file of scores."""
 MEASURES = {
     "miou": "mIoU",
@@ -40,7 +40,7 @@ class Value(NamedTuple):
     number: float
 
 
-def all_tables(benchmark: Benchmark, scores: Sequence[Scores]) -> list[Table]:
+def all_tables(benchmark: Benchmark, scores: Sequence[TaskScores]) -> list[Table]:
     """PSNR, then for every task the means over scenes and the mIoU of every scene; tables without numbers are left out.
 
     Args:
@@ -58,7 +58,7 @@ def all_tables(benchmark: Benchmark, scores: Sequence[Scores]) -> list[Table]:
     return tables
 
 
-def description(benchmark: Benchmark, scores: Sequence[Scores]) -> list[str]:
+def description(benchmark: Benchmark, scores: Sequence[TaskScores]) -> list[str]:
     """What the tables have to say with them: how they are made, the teacher, the trainings' lengths, absent classes."""
     lines = [HEADER]
     kind = benchmark.extractor["kind"]
@@ -75,7 +75,7 @@ def description(benchmark: Benchmark, scores: Sequence[Scores]) -> list[str]:
     return lines
 
 
-def psnr_table(scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
+def psnr_table(scores: Sequence[TaskScores], scenes: Sequence[str]) -> Table:
     """Held-out PSNR of plain and shaped fields, per scene and in the mean."""
     values: dict[tuple[str, str], dict[tuple[str, int], float]] = defaultdict(dict)
     for entry in scores:
@@ -89,9 +89,9 @@ def psnr_table(scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
     return Table("PSNR of held-out views (dB)", ["method", "field", *scenes, "mean", "trainings"], rows, 2)
 
 
-def task_table(task: str, scores: Sequence[Scores], classes: Sequence[str] | None) -> Table:
+def task_table(task: str, scores: Sequence[TaskScores], classes: Sequence[str] | None) -> Table:
     """Every measure of every contender, means over scenes."""
-    measures: dict[str, Callable[[Scores], float | None]] = {
+    measures: dict[str, Callable[[TaskScores], float | None]] = {
         title: lambda entry, measure=measure: entry["mean"][measure] for measure, title in MEASURES.items()
     }
     if classes is not None and task.startswith("semantic"):
@@ -108,7 +108,7 @@ def task_table(task: str, scores: Sequence[Scores], classes: Sequence[str] | Non
     return Table(f"{CAPTIONS[task]}: mean over scenes", ["method", "contender", *measures, "trainings"], rows, 2)
 
 
-def scene_table(task: str, scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
+def scene_table(task: str, scores: Sequence[TaskScores], scenes: Sequence[str]) -> Table:
     """mIoU of every contender on every scene."""
     rows = []
     for (method, contender), found in _by_row(scores).items():
@@ -125,7 +125,7 @@ def miou_of(class_iou: dict[str, list[float | None]], classes: Sequence[str]) ->
     return statistics.mean(means) if means else None
 
 
-def absent_classes(scores: Sequence[Scores], classes: Sequence[str]) -> list[str]:
+def absent_classes(scores: Sequence[TaskScores], classes: Sequence[str]) -> list[str]:
     """Listed classes that occur in no scene: perhaps written otherwise there."""
     seen = {
         name
@@ -160,7 +160,7 @@ def _by_scene(values: Sequence[Value], scenes: Sequence[str], digits: int) -> li
     return cells
 
 
-def _by_row(scores: Sequence[Scores]) -> dict[tuple[str, str], list[tuple[str, int, Scores]]]:
+def _by_row(scores: Sequence[TaskScores]) -> dict[tuple[str, str], list[tuple[str, int, TaskScores]]]:
     """(scene, seed, a contender's scores) by method and contender, contenders in the order of their names' list."""
     rows = defaultdict(list)
     for entry in scores:

@@ -16,7 +16,7 @@ from recipes import Recipe, Variant, is_trained, open_variant, train_variant
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import Annotator
-from jacobinerf_ns.evaluation.exercise import Scene
+from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import evaluate
 from jacobinerf_ns.evaluation.registry import Method as Contender
 from jacobinerf_ns.evaluation.registry import needs_unshaped_run
@@ -146,12 +146,12 @@ def run_unit(place: Place, unit: Unit, contenders: Sequence[Contender] = ()) -> 
     lacking = place.missing(unit, contenders)
     if not lacking:
         return
-    fields = {variant: open_variant(place.runs, recipe, variant, unit.seed) for variant in place.variants}
-    scene = Scene(fields["shaped"], fields.get("plain"))
+    pipelines = {variant: open_variant(place.runs, recipe, variant, unit.seed) for variant in place.variants}
+    fields = TrainedFields(pipelines["shaped"], pipelines.get("plain"))
     for task, wanted in lacking.items():
         torch.manual_seed(unit.seed)
         annotator, seeds = ANNOTATORS[task], place.benchmark.annotators
-        found = evaluate(scene, annotator, wanted, seeds, recipe.stride).as_dict()
+        found = evaluate(fields, annotator, wanted, seeds, recipe.stride).as_dict()
         known = (place.read_scores(unit, task) or {"methods": {}})["methods"]
         content = {**unit._asdict(), "task": task, **found, "methods": {**known, **found["methods"]}}
         write_json(place.scores_path(unit, task), content, overwrite=True)

@@ -35,7 +35,7 @@ from tables import mean_and_range
 
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.evaluation.annotators import Annotator, Protocol
-from jacobinerf_ns.evaluation.exercise import Scene
+from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import evaluate
 from jacobinerf_ns.evaluation.registry import CONTENDERS, Method
 from jacobinerf_ns.evaluation.reports import write_report
@@ -148,10 +148,10 @@ def evaluate_job(recipe_path: str, unshaped_path: str, seed: str, group: str, wo
     work, number = Path(work_dir), int(seed)
     compares = any(method in UNSHAPED for methods in GROUPS[group].values() for method in methods)
     plain = open_variant(work, unshaped, "plain", number) if compares else None
-    scene = Scene(open_variant(work, recipe, "shaped", number), plain)
+    fields = TrainedFields(open_variant(work, recipe, "shaped", number), plain)
     found = {}
     for protocol, methods in GROUPS[group].items():
-        result = evaluate(scene, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)
+        result = evaluate(fields, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)
         write_report(result, Path(report).with_suffix(""), protocol)
         found[protocol] = result.as_dict()
     with atomic_write(Path(report)) as temporary:

@@ -11,7 +11,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.registry import Method, methods_help, needs_unshaped_run
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.evaluation.exercise import Scene
+    from jacobinerf_ns.evaluation.exercise import TrainedFields
     from jacobinerf_ns.evaluation.labels import Report
     from jacobinerf_ns.evaluation.objects import ObjectReport, ObjectTask
     from jacobinerf_ns.run import Run
@@ -24,7 +24,7 @@ class Evaluate:
 
     load_config: tuple[Path, ...]
     """The run's config.yml. Its capture needs ground-truth label maps; for `object`, --masks instead, and there may be
-    several runs, one per scene."""
+    several runs, one per fields."""
     protocol: Literal["sparse", "dense", "clicks", "instances", "object"] = "sparse"
     """What is labelled, in one training view: one pixel per class, everything, `clicks` pixels per class, or one pixel
     per instance. `object`: strokes or clicks on one object, whose masks in other views are scored."""
@@ -72,8 +72,8 @@ class Evaluate:
     def _wants_plain(self) -> bool:
         return any(needs_unshaped_run(method) for method in self.methods)
 
-    def _open(self, position: int) -> "tuple[Run, Scene]":
-        from jacobinerf_ns.evaluation.exercise import Scene
+    def _open(self, position: int) -> "tuple[Run, TrainedFields]":
+        from jacobinerf_ns.evaluation.exercise import TrainedFields
         from jacobinerf_ns.run import open_run
 
         def give_labels(config: "JacobiNeRFTrainerConfig") -> None:
@@ -82,7 +82,7 @@ class Evaluate:
 
         run = open_run(self.load_config[position], change=give_labels)
         plain = open_run(self.unshaped_config[position]).pipeline if self._wants_plain else None
-        return run, Scene(run.pipeline, plain)
+        return run, TrainedFields(run.pipeline, plain)
 
     def _evaluate_labels(self) -> "Report":
         from jacobinerf_ns.evaluation.annotators import Annotator
@@ -94,9 +94,9 @@ class Evaluate:
             raise UserError(f"{len(self.load_config)} runs: --protocol {self.protocol} takes one, `object` several")
         if self.masks or self.reference or self.scribbles:
             raise UserError("--masks, --reference and --scribbles are for --protocol object: add it, or leave them out")
-        run, scene = self._open(0)
+        run, fields = self._open(0)
         annotator = Annotator(self.protocol, self.clicks if self.protocol == "clicks" else 1)
-        report = evaluate(scene, annotator, self.methods, self.seeds, self.stride, self.pictures)
+        report = evaluate(fields, annotator, self.methods, self.seeds, self.stride, self.pictures)
         console = Console()
         console.print(table(report))
         console.print(class_table(report))
@@ -112,11 +112,11 @@ class Evaluate:
         tasks, several = self._tasks(), len(self.load_config) > 1
         reports: dict[str, ObjectReport] = {}
         for i, task in enumerate(tasks):
-            run, scene = self._open(i)
+            run, fields = self._open(i)
             data = run.config.pipeline.datamanager.dataparser.data
             name = (data.parent if data.suffix == ".json" else data).name
             name = f"{name}-{i + 1}" if name in reports else name
-            report = evaluate_object(scene, task, self.methods, self.seeds, self.stride, self.pictures)
+            report = evaluate_object(fields, task, self.methods, self.seeds, self.stride, self.pictures)
             reports[name] = report
             folder = self.output_dir / name if self.output_dir and several else self.output_dir
             _say(write_report(report, folder or run.folder / "evaluation", "object"))

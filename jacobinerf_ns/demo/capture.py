@@ -85,7 +85,7 @@ def pixel_rays(
     return np.broadcast_to(pose[:3, 3], camera.shape), camera @ pose[:3, :3].T
 
 
-def render_view(
+def trace_view(
     scene: Scene, pose: Float[np.ndarray, "4 4"], width: int, height: int
 ) -> tuple[Float[np.ndarray, "height width 3"], Trace, Float[np.ndarray, "height width"]]:
     """One view: supersampled colour in 0..1, the trace of the pixels' centres, and the z-depth there in metres.
@@ -139,7 +139,7 @@ def _write(capture: Path, settings: dict[str, int], report: Callable[[int, int],
     size = (settings["height"], settings["width"])
     frames = []
     for index, pose in enumerate(poses):
-        colour, centre, depth = render_view(scene, pose, settings["width"], settings["height"])
+        colour, centre, depth = trace_view(scene, pose, settings["width"], settings["height"])
         maps = {
             "images": np.round(colour * 255).astype(np.uint8),
             "semantics": centre.semantic.reshape(size).astype(np.uint8),

@@ -16,7 +16,7 @@ from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.demo.capture import write_capture
-from jacobinerf_ns.evaluation import shaping_quality as evaluation
+from jacobinerf_ns.evaluation import shaping_quality
 from jacobinerf_ns.evaluation.annotators import view_with_most_ids
 from jacobinerf_ns.evaluation.shaping_quality import OneClickReport, RenderedView
 from jacobinerf_ns.features.choices import ExtractorConfig
@@ -71,8 +71,8 @@ def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> N
     pipeline = trainer.pipeline
     with quiet_nerfstudio():
         with pipeline.model.answering_by("trunk"):
-            unshaped = evaluation.evaluate_one_click(pipeline)
-        reports = {"unshaped": unshaped, "shaped": evaluation.evaluate_one_click(pipeline)}
+            unshaped = shaping_quality.evaluate_one_click(pipeline)
+        reports = {"unshaped": unshaped, "shaped": shaping_quality.evaluate_one_click(pipeline)}
         write_contact_sheet(output_dir / "contact_sheet.png", pipeline)
     teacher = config.pipeline.datamanager.extractor
     numbers = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}
@@ -106,12 +106,12 @@ def write_contact_sheet(path: Path, pipeline: JacobiNeRFPipeline) -> None:
     wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
     camera = data.train_dataset.cameras[place : place + 1]
     photo = data.train_dataset[place]["image"][..., :3]
-    after = evaluation.render_view(model, camera)
+    after = shaping_quality.render_jacobians(model, camera)
     with model.answering_by("trunk"):
-        before = evaluation.render_view(model, camera)
+        before = shaping_quality.render_jacobians(model, camera)
     other = len(data.eval_dataset) // 2
     other_photo = data.eval_dataset[other]["image"][..., :3]
-    elsewhere = evaluation.render_view(model, data.eval_dataset.cameras[other : other + 1])
+    elsewhere = shaping_quality.render_jacobians(model, data.eval_dataset.cameras[other : other + 1])
     rows = []
     for label in wanted:
         row, col = centre_pixel(classes[place] == label)

@@ -1,6 +1,6 @@
 """What contenders are given: trained fields, labelled pixels to be fitted to, and pixels of views to score.
 
-All of them look at the same `Sight`: one field query serves everybody.
+All of them look at the same `ViewPixels`: one field query serves everybody.
 """
 
 from collections.abc import Callable
@@ -23,36 +23,36 @@ from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
-Split = Literal["train", "eval"]
-Scores = Float[Tensor, "rays labels"]
+TrainOrEval = Literal["train", "eval"]
+LabelScores = Float[Tensor, "rays labels"]
 MANY_PIXELS = 8192
 """Labelled pixels up to which rivals take all, and above which evenly drawn ones."""
 Made = TypeVar("Made")
 
 
-class Sight(NamedTuple):
-    """Some pixels of one image, as everybody sees them."""
+class ViewPixels(NamedTuple):
+    """Some pixels of one image, as every contender sees them."""
 
-    split: Split
+    split: TrainOrEval
     pixels: Int[Tensor, "rays 3"]
     """(image, row, col)."""
     rays: RayBundle
-    traced: Traced
-    """By the shaped field."""
+    shaped: Traced
+    """What the shaped field answers."""
     plain: Traced | None
-    """By the unshaped one."""
+    """What the unshaped one answers, where there is one."""
 
 
 class Fitted(NamedTuple):
     """A contender that knows its labels."""
 
-    scores: Callable[[Sight], Scores]
+    scores: Callable[[ViewPixels], LabelScores]
     whole_view: Callable[[Float[Tensor, "height width labels"]], Int[Tensor, "height width"]] | None = None
     """Positions from the scores of a whole view, where that is not the largest score of each pixel."""
 
 
 @dataclass
-class Scene:
+class TrainedFields:
     """The trained fields and the teacher that contenders may use; what takes long is made at most once."""
 
     shaped: JacobiNeRFPipeline
@@ -78,13 +78,13 @@ class Scene:
             self._made[make] = make(self.shaped)
         return self._made[make]
 
-    def teacher_store(self, split: Split) -> FeatureStore:
+    def teacher_store(self, split: TrainOrEval) -> FeatureStore:
         """The teacher's features of a split."""
         if split not in self._stores:
             self._stores[split] = self.shaped.datamanager.teacher_store(split)
         return self._stores[split]
 
-    def rays(self, split: Split, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
+    def rays(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
         """Rays through the centres of pixels of a split's images."""
         data = self.shaped.datamanager
         cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
@@ -93,11 +93,11 @@ class Scene:
         ).to(self.shaped.model.device)
 
     @torch.no_grad()
-    def look(self, split: Split, pixels: Int[Tensor, "rays 3"]) -> Sight:
+    def look(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> ViewPixels:
         """Traces pixels of a split's images; the pixels' centres, exactly as in training."""
         rays = self.rays(split, pixels)
         plain = None if self.plain is None else self.plain.model.trace(rays)
-        return Sight(split, pixels, rays, self.shaped.model.trace(rays), plain)
+        return ViewPixels(split, pixels, rays, self.shaped.model.trace(rays), plain)
 
 
 class Exercise(NamedTuple):
@@ -112,7 +112,7 @@ class Exercise(NamedTuple):
     """The same as a user's file has it."""
     folder: Path
     """Where the annotations' masks are."""
-    split: Split = "train"
+    split: TrainOrEval = "train"
     """That the labelled image is of."""
     positive: Bool[Tensor, "pixels"] | None = None
     """False: the pixel is not of its label; none: all are."""
@@ -125,10 +125,10 @@ class Exercise(NamedTuple):
 
 
 def make_exercise(
-    scene: Scene, labelled: LabelledPixels, names: dict[int, str], as_mask: bool, folder: Path
+    fields: TrainedFields, labelled: LabelledPixels, names: dict[int, str], as_mask: bool, folder: Path
 ) -> Exercise:
     """Labelled pixels as an annotation file would have them: clicks, or one mask of the view."""
-    data = scene.shaped.datamanager
+    data = fields.shaped.datamanager
     frame = data.frames("train")[labelled.image]
     height, width = frame.size
     ids = labelled.ids.unique().tolist()

@@ -23,8 +23,8 @@ from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels, draw_pixels
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene, Split
-from jacobinerf_ns.evaluation.labels import Shown
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields, TrainOrEval
+from jacobinerf_ns.evaluation.labels import ShownView
 from jacobinerf_ns.evaluation.registry import CONTENDERS, Method, fit
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
@@ -54,21 +54,21 @@ class ObjectTask:
 class ObjectView(NamedTuple):
     """An image of the capture, and the object in it."""
 
-    split: Split
+    split: TrainOrEval
     frame: Frame
     mask: Bool[Tensor, "height width"] | None
     """At the size of the frame; none: nobody drew it."""
 
 
-def object_views(scene: Scene, masks: Path) -> list[ObjectView]:
+def object_views(fields: TrainedFields, masks: Path) -> list[ObjectView]:
     """All images of the capture, each once, with their masks.
 
     Raises:
         UserError: no such folder, no mask is named like an image, or one cannot be used.
     """
-    data = scene.shaped.datamanager
-    listed: dict[Path, tuple[Split, Frame]] = {}
-    splits: tuple[Split, ...] = ("train", "eval")
+    data = fields.shaped.datamanager
+    listed: dict[Path, tuple[TrainOrEval, Frame]] = {}
+    splits: tuple[TrainOrEval, ...] = ("train", "eval")
     for split in splits:
         for frame in data.frames(split):
             listed.setdefault(frame.path, (split, frame))
@@ -87,7 +87,7 @@ def object_views(scene: Scene, masks: Path) -> list[ObjectView]:
 
 
 def make_object_exercise(
-    scene: Scene,
+    fields: TrainedFields,
     view: ObjectView,
     positive: Int[Tensor, "pixels 2"],
     negative: Int[Tensor, "others 2"],
@@ -108,9 +108,9 @@ def make_object_exercise(
     pixels = torch.cat([positive, negative])
     ids = torch.where(of_object, OBJECT, REST) if two_labels else torch.full((len(pixels),), OBJECT)
     names = {OBJECT: "object", REST: "rest"} if two_labels else {OBJECT: "object"}
-    rays = scene.rays(view.split, torch.cat([image.expand(len(pixels), 1), pixels], dim=-1))
+    rays = fields.rays(view.split, torch.cat([image.expand(len(pixels), 1), pixels], dim=-1))
     clicks = [
-        world_click(scene.shaped.world, origin, direction, identity, negative=not (two_labels or mine))
+        world_click(fields.shaped.world, origin, direction, identity, negative=not (two_labels or mine))
         for origin, direction, identity, mine in zip(
             rays.origins.double(), rays.directions.double(), ids.tolist(), of_object.tolist(), strict=True
         )
@@ -194,7 +194,7 @@ class ObjectReport:
     """Per method, one entry per seed of the clicks."""
     per_view: dict[Method, list[list[float]]]
     """IoU of each view, per seed; NaN where the object is not to be seen."""
-    shown: list[Shown]
+    shown: list[ShownView]
 
     def mean(self, method: Method, measure: str) -> float:
         """Mean over seeds."""
@@ -222,12 +222,17 @@ class ObjectReport:
 
 
 def evaluate_object(
-    scene: Scene, task: ObjectTask, methods: Sequence[Method], seeds: Sequence[int], stride: int = 1, pictures: int = 0
+    fields: TrainedFields,
+    task: ObjectTask,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    stride: int = 1,
+    pictures: int = 0,
 ) -> ObjectReport:
     """Fits every method to the marked reference view, and scores it on all other images that have a mask.
 
     Args:
-        scene: fields and teacher.
+        fields: what is scored, and the teacher.
         task: masks, and how the object is marked.
         methods: who competes.
         seeds: of the clicks; scribbles leave nothing to draw, and take the first only.
@@ -237,7 +242,7 @@ def evaluate_object(
     Raises:
         UserError: masks or scribbles cannot be used, the reference is unknown, or a method lacks what it needs.
     """
-    views = object_views(scene, task.masks)
+    views = object_views(fields, task.masks)
     reference = reference_view(views, task)
     scored = [view for view in views if view.mask is not None and view is not reference]
     drawn = [view.mask[stride // 2 :: stride, stride // 2 :: stride] for view in scored if view.mask is not None]
@@ -248,7 +253,7 @@ def evaluate_object(
         )
     marked = [mark(reference, task, seed) for seed in (seeds[:1] if task.scribbles else seeds)]
     fitted: dict[Key, Fitted] = {
-        (m, i): fit(m, scene, make_object_exercise(scene, reference, *marks, CONTENDERS[m].weighs_labels))
+        (m, i): fit(m, fields, make_object_exercise(fields, reference, *marks, CONTENDERS[m].weighs_labels))
         for m in methods
         for i, marks in enumerate(marked)
     }
@@ -256,11 +261,11 @@ def evaluate_object(
     shown = []
     places = {round(i * (len(scored) - 1) / max(pictures - 1, 1)) for i in range(pictures)}
     for i, view in enumerate(track(scored, description="Scoring views")):
-        seen = _look(scene, view, fitted, task.threshold, stride)
+        seen = _look(fields, view, fitted, task.threshold, stride)
         for key, mask in seen.found.items():
             counts[key].append(metrics.confusion_matrix(mask.long(), seen.truth.long(), 2, void=None))
         if i in places:
-            shown.append(_shown(scene, view, seen, stride))
+            shown.append(_shown(fields, view, seen, stride))
     confusion = {key: torch.stack(parts) for key, parts in counts.items()}
     return ObjectReport(
         task=task,
@@ -288,18 +293,18 @@ class _Seen(NamedTuple):
     found: dict[Key, Bool[Tensor, "height width"]]
 
 
-def _look(scene: Scene, view: ObjectView, fitted: dict[Key, Fitted], threshold: float, stride: int) -> _Seen:
+def _look(fields: TrainedFields, view: ObjectView, fitted: dict[Key, Fitted], threshold: float, stride: int) -> _Seen:
     """Renders a view once for everybody."""
     assert view.mask is not None
     rows, cols = (torch.arange(stride // 2, size, stride) for size in view.frame.size)
     pixels = torch.cartesian_prod(torch.tensor([view.frame.index]), rows, cols)
     found: dict[Key, list[Tensor]] = {key: [] for key in fitted}
     colours: list[Tensor] = []
-    for part in pixels.split(scene.shaped.model.config.eval_num_rays_per_chunk):
-        sight = scene.look(view.split, part)
-        colours.append(sight.traced.outputs["rgb"].cpu())
+    for part in pixels.split(fields.shaped.model.config.eval_num_rays_per_chunk):
+        seen = fields.look(view.split, part)
+        colours.append(seen.shaped.outputs["rgb"].cpu())
         for key, contender in fitted.items():
-            found[key].append(contender.scores(sight).detach().cpu())
+            found[key].append(contender.scores(seen).detach().cpu())
     size = (len(rows), len(cols))
     masks = {key: _select(fitted[key], torch.cat(parts).view(*size, -1), threshold) for key, parts in found.items()}
     return _Seen(view.mask[rows[:, None], cols[None, :]], torch.cat(colours).view(*size, 3), masks)
@@ -315,14 +320,14 @@ def _select(
     return (mine >= threshold) & (mine > 0)
 
 
-def _shown(scene: Scene, view: ObjectView, seen: _Seen, stride: int) -> Shown:
-    data = scene.shaped.datamanager
+def _shown(fields: TrainedFields, view: ObjectView, seen: _Seen, stride: int) -> ShownView:
+    data = fields.shaped.datamanager
     dataset = data.train_dataset if view.split == "train" else data.eval_dataset
     photo = dataset[view.frame.index]["image"][stride // 2 :: stride, stride // 2 :: stride, :3]
     painted: dict[Method, Tensor] = {
         method: torch.where(mask, OBJECT, REST) for (method, i), mask in seen.found.items() if i == 0
     }
-    return Shown(view.frame.path.name, photo, seen.rgb, torch.where(seen.truth, OBJECT, REST), painted)
+    return ShownView(view.frame.path.name, photo, seen.rgb, torch.where(seen.truth, OBJECT, REST), painted)
 
 
 def _ious(confusion: Int[Tensor, "views 2 2"]) -> Float[Tensor, "views"]:

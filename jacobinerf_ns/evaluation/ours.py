@@ -1,49 +1,49 @@
 """Ours in its variants: exactly what a user's annotation file with the same seeds would show."""
 
 from jacobinerf_ns.annotations.schema import ViewSettings
-from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig, decide_paper
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene, Scores, Sight
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, decide_paper
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, LabelScores, TrainedFields, ViewPixels
 from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.labels.responses import LabelSnapshot, responses
 from jacobinerf_ns.labels.traces import Piece
 
 
-def fit_2d(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_2d(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit responses of rendered Jacobians."""
-    return _fit(scene, exercise, PropagationConfig())
+    return _fit(fields, exercise, PropagationConfig())
 
 
-def fit_3d(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_3d(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit responses of samples, which are then rendered."""
-    return _fit(scene, exercise, PropagationConfig(space="3d", prototypes="kmeans"))
+    return _fit(fields, exercise, PropagationConfig(space="3d", prototypes="kmeans"))
 
 
-def fit_plus(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_plus(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit J-NeRF+."""
-    return _fit(scene, exercise, JNERF_PLUS)
+    return _fit(fields, exercise, JNERF_PLUS)
 
 
-def fit_paper(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_paper(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit what the released code does; it decides on whole views."""
-    fitted = _fit(scene, exercise, PAPER)
+    fitted = _fit(fields, exercise, PAPER_PROPAGATION)
     return fitted._replace(whole_view=lambda found: decide_paper(found).labels - 1)
 
 
-def fit_unshaped(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_unshaped(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit responses of rendered Jacobians of the field without shaping."""
-    return _fit(scene, exercise, PropagationConfig(), unshaped=True)
+    return _fit(fields, exercise, PropagationConfig(), unshaped=True)
 
 
-def fit_unshaped_plus(scene: Scene, exercise: Exercise) -> Fitted:
+def fit_unshaped_plus(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit J-NeRF+ on the field without shaping."""
-    return _fit(scene, exercise, JNERF_PLUS, unshaped=True)
+    return _fit(fields, exercise, JNERF_PLUS, unshaped=True)
 
 
-def _fit(scene: Scene, exercise: Exercise, config: PropagationConfig, unshaped: bool = False) -> Fitted:
-    snapshot = _snapshot(scene.plain_keeper if unshaped else scene.keeper, exercise, config)
+def _fit(fields: TrainedFields, exercise: Exercise, config: PropagationConfig, unshaped: bool = False) -> Fitted:
+    snapshot = _snapshot(fields.plain_keeper if unshaped else fields.keeper, exercise, config)
 
-    def scores(sight: Sight) -> Scores:
-        traced = sight.plain if unshaped else sight.traced
+    def scores(seen: ViewPixels) -> LabelScores:
+        traced = seen.plain if unshaped else seen.shaped
         assert traced is not None
         return responses(Piece(traced), snapshot)
 

@@ -1,7 +1,7 @@
 """The contenders of an evaluation, by name: ours in its variants, and real rivals, on the same seeds, scene and views.
 
 A contender is fitted to labelled pixels once, and then scores the pixels of any view. A new one is a file
-`rivals/NAME.py` with `fit(scene, exercise) -> Fitted`, and a line in `CONTENDERS`. Its code is imported when it is
+`rivals/NAME.py` with `fit(fields, exercise) -> Fitted`, and a line in `CONTENDERS`. Its code is imported when it is
 fitted: the command line knows all names without loading torch.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from tyro.extras import literal_type_from_choices
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
+    from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 
 
 class Contender(NamedTuple):
@@ -54,13 +54,13 @@ else:
     """Name of a contender; the command line's choices."""
 
 
-def fit(method: Method, scene: "Scene", exercise: "Exercise") -> "Fitted":
+def fit(method: Method, fields: "TrainedFields", exercise: "Exercise") -> "Fitted":
     """Fit a contender to labelled pixels.
 
     Raises:
         UserError: it lacks what it needs.
     """
-    return resolve_name(f"{__package__}.{CONTENDERS[method].code}")(scene, exercise)
+    return resolve_name(f"{__package__}.{CONTENDERS[method].code}")(fields, exercise)
 
 
 def needs_unshaped_run(method: Method) -> bool:

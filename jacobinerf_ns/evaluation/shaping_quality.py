@@ -25,7 +25,7 @@ from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 
-class Click(NamedTuple):
+class ClickedPixel(NamedTuple):
     """One labelled pixel."""
 
     row: int
@@ -69,15 +69,15 @@ class OneClickReport:
         return {**asdict(self), "mean_click_miou": self.mean_click_miou}
 
 
-def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[Click]:
+def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[ClickedPixel]:
     """A uniformly drawn pixel of each class of a view."""
     rows, cols = draw_pixels(class_map, 1, seed)
     labels = class_map[rows, cols]
-    return [Click(*spot) for spot in zip(rows.tolist(), cols.tolist(), labels.tolist(), strict=True)]
+    return [ClickedPixel(*spot) for spot in zip(rows.tolist(), cols.tolist(), labels.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def render_view(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
+def render_jacobians(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
     """One held-out or training view; the model has to be in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     parts = [model.get_rgb_and_jacobians(chunk) for chunk in model.chunks(rays.flatten())]
@@ -127,7 +127,7 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
     place = view_with_most_ids(train_maps)
     pipeline.eval()
     views = list(_render_eval_views(pipeline))
-    clicked = render_view(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
+    clicked = render_jacobians(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
     vectors, classes = torch.cat([view.jacobians.flatten(0, 1) for view in views]), truth.flatten()
     by_click, dense = score_vectors(clicked, vectors, train_maps[place], classes, click_seeds)
     gap = metrics.cosine_gap(vectors, classes)
@@ -184,4 +184,4 @@ def _mean_psnr(pipeline: JacobiNeRFPipeline, views: Sequence[RenderedView]) -> f
 def _render_eval_views(pipeline: JacobiNeRFPipeline) -> Iterator[RenderedView]:
     cameras = pipeline.datamanager.eval_dataset.cameras
     for i in track(range(len(cameras)), description="Rendering held-out views"):
-        yield render_view(pipeline.model, cameras[i : i + 1])
+        yield render_jacobians(pipeline.model, cameras[i : i + 1])

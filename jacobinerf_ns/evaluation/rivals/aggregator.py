@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacobinerf_ns.core.jacobian import cosine_response
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 
 WIDTH = 32
 """Hidden units."""
@@ -18,11 +18,11 @@ SPREAD_EPS = 1e-3
 """Smallest spread that responses to a prototype are divided by."""
 
 
-def fit(scene: Scene, exercise: Exercise) -> Fitted:
+def fit(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit a network to the responses of the labelled pixels to each other."""
-    sight = scene.look(exercise.split, exercise.pixels)
-    network = train_aggregator(sight.traced.jacobians, exercise.positions, len(exercise.ids))
-    return Fitted(lambda sight: network(sight.traced.jacobians))
+    seen = fields.look(exercise.split, exercise.pixels)
+    network = train_aggregator(seen.shaped.jacobians, exercise.positions, len(exercise.ids))
+    return Fitted(lambda seen: network(seen.shaped.jacobians))
 
 
 class Aggregator(nn.Module):

@@ -13,17 +13,17 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import NORM_EPS, render
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 from jacobinerf_ns.labels.traces import Traced
 
 _TOLERANCE, _ITERATIONS = 1e-6, 1000
 
 
-def fit(scene: Scene, exercise: Exercise) -> Fitted:
+def fit(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit a classifier to the rendered activations of the labelled pixels."""
-    sight = scene.look(exercise.split, exercise.pixels)
-    probe = linear_probe(rendered_activations(sight.traced), exercise.positions, len(exercise.ids))
-    return Fitted(lambda sight: probe.logits(rendered_activations(sight.traced)))
+    seen = fields.look(exercise.split, exercise.pixels)
+    probe = linear_probe(rendered_activations(seen.shaped), exercise.positions, len(exercise.ids))
+    return Fitted(lambda seen: probe.logits(rendered_activations(seen.shaped)))
 
 
 def rendered_activations(traced: Traced) -> Float[Tensor, "rays hidden"]:

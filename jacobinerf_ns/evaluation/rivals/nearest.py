@@ -8,13 +8,13 @@ from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes, label_responses
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scores, Sight
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, LabelScores, ViewPixels
 
 NEIGHBOURS = PropagationConfig().neighbours
 
 
 def fit_nearest(
-    vectors: Float[Tensor, "pixels dims"], exercise: Exercise, look: Callable[[Sight], Float[Tensor, "rays dims"]]
+    vectors: Float[Tensor, "pixels dims"], exercise: Exercise, look: Callable[[ViewPixels], Float[Tensor, "rays dims"]]
 ) -> Fitted:
     """Fit prototypes to the vectors of the labelled pixels.
 
@@ -26,8 +26,8 @@ def fit_nearest(
     known = torch.ones_like(exercise.positions, dtype=torch.bool) if exercise.positive is None else exercise.positive
     prototypes = Prototypes(vectors, exercise.positions, known, torch.ones_like(vectors[:, 0]))
 
-    def scores(sight: Sight) -> Scores:
-        similarity = cosine_response(look(sight), prototypes.vectors)
+    def scores(seen: ViewPixels) -> LabelScores:
+        similarity = cosine_response(look(seen), prototypes.vectors)
         return label_responses(similarity, prototypes, len(exercise.ids), NEIGHBOURS)
 
     return Fitted(scores)

@@ -14,7 +14,7 @@ from nerfstudio.field_components.encodings import NeRFEncoding
 from torch import Tensor, nn
 
 from jacobinerf_ns.core.jacobian import effective_weights
-from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, Scene
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Traced
@@ -29,11 +29,11 @@ SPREAD_EPS = 1e-6
 """Smallest spread that geometry features are divided by."""
 
 
-def fit(scene: Scene, exercise: Exercise) -> Fitted:
+def fit(fields: TrainedFields, exercise: Exercise) -> Fitted:
     """Fit a head to the labelled pixels."""
-    sight = scene.look(exercise.split, exercise.pixels)
-    head = train_semantic_head(scene.shaped, sight.rays, exercise.positions, len(exercise.ids))
-    return Fitted(lambda sight: head.rendered(sight.traced))
+    seen = fields.look(exercise.split, exercise.pixels)
+    head = train_semantic_head(fields.shaped, seen.rays, exercise.positions, len(exercise.ids))
+    return Fitted(lambda seen: head.rendered(seen.shaped))
 
 
 class SemanticHead(nn.Module):

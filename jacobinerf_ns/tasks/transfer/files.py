@@ -9,7 +9,7 @@ from PIL import Image
 from jacobinerf_ns.annotations.changes import merge
 from jacobinerf_ns.annotations.schema import Colour
 from jacobinerf_ns.annotations.store import AnnotationStore, write_annotations
-from jacobinerf_ns.core.matching import NOBODY, spread_out
+from jacobinerf_ns.core.matching import UNLABELLED, spread_out
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.run import annotations_path
@@ -92,7 +92,7 @@ def _lines(source: Side, target: Side, matched: Correspondence, colours: dict[in
     if not len(clearest):
         return []
     chosen = clearest[spread_out(matched.pairs[clearest, 0].float(), MAX_LINES)]
-    chosen = chosen[(matched.labels[chosen] != NOBODY).long().argsort(stable=True)]  # Labels above grey.
+    chosen = chosen[(matched.labels[chosen] != UNLABELLED).long().argsort(stable=True)]  # Labels above grey.
     lines = []
     for pair, label in zip(matched.pairs[chosen].tolist(), matched.labels[chosen].tolist(), strict=True):
         here, there = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from jacobinerf_ns.annotations.rasterise import find_image, rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import seed_rays
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
-from jacobinerf_ns.core.matching import NOBODY
+from jacobinerf_ns.core.matching import UNLABELLED
 from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
@@ -46,15 +46,15 @@ class SeedPixels(NamedTuple):
     """Position of the label in the annotations."""
 
 
-class Seen(NamedTuple):
-    """What the field shows at pixels."""
+class RenderedPixels(NamedTuple):
+    """What the field renders at pixels."""
 
     points: Float[Tensor, "pixels 3"]
     """Where they hit, scene units."""
     hit: Bool[Tensor, "pixels"]
     """False: background or sky."""
     labels: Int[Tensor, "pixels"]
-    """Position of the propagated label, or `NOBODY`."""
+    """Position of the propagated label, or `UNLABELLED`."""
 
 
 class Side:
@@ -128,7 +128,7 @@ class Side:
         return self.run.pipeline.keep_labels(FixedAnnotations(annotations, folder)).current()
 
     @torch.no_grad()
-    def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> Seen:
+    def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> RenderedPixels:
         """Renders training pixels, and labels them by their Jacobians where there is something to label them by."""
         pipeline = self.run.pipeline
         points, hit, labels = [], [], []
@@ -139,11 +139,11 @@ class Side:
                 hit.append((traced.outputs["accumulation"][:, 0] > SURFACE).cpu())
                 if snapshot is not None:
                     decision = decide(responses(Piece(traced), snapshot), snapshot.config)
-                    labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, NOBODY).cpu())
-        nobody = torch.full((len(pixels),), NOBODY)
+                    labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED).cpu())
+        nobody = torch.full((len(pixels),), UNLABELLED)
         if not points:
-            return Seen(torch.zeros(0, 3), nobody.bool(), nobody)
-        return Seen(torch.cat(points), torch.cat(hit), torch.cat(labels) if labels else nobody)
+            return RenderedPixels(torch.zeros(0, 3), nobody.bool(), nobody)
+        return RenderedPixels(torch.cat(points), torch.cat(hit), torch.cat(labels) if labels else nobody)
 
     def seed_pixels(
         self, annotations: Annotations, folder: Path, pool: Int[Tensor, "pixels 3"], points: Float[Tensor, "pixels 3"]
