@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 from paper_files import TASKS, Benchmark
 from tables import Table, mean_and_range
 
+from jacobinerf_ns.evaluation import labels
 from jacobinerf_ns.evaluation.registry import CONTENDERS
 
 TaskScores = dict[str, Any]
 """Content of one file of scores."""
 MEASURES = {
-    "miou": "mIoU",
-    "miou_labelled": "mIoU, labelled",
-    "class_average_accuracy": "class average",
-    "total_accuracy": "accuracy",
+    name: labels.MEASURES[name] for name in ("miou", "miou_labelled", "class_average_accuracy", "total_accuracy")
 }
 LISTED = "mIoU, listed"
 CAPTIONS = {

@@ -34,7 +34,6 @@ from jacobinerf_ns.evaluation.exercise import TrainedFields, ViewPixels, make_ex
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.index_maps import VOID_ID
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.truth import read_truth
@@ -196,9 +195,7 @@ def true_clicks(pair: Pair, clicks: int, seed: int) -> Annotations:
 def propagated(pair: Pair, annotations: Annotations, config: PropagationConfig) -> Predict:
     """What the second run's own Jacobians make of clicks there."""
     shown = annotations.model_copy(update={"view": ViewSettings(propagation=config)})
-    keeper = pair.target.run.pipeline.keep_labels(FixedAnnotations(shown, Path()))
-    keeper.needs_surface = False
-    snapshot = keeper.current()
+    snapshot = pair.target.run.pipeline.label_maker().snapshot_of(shown, Path(), needs_surface=False)
     lookup = torch.tensor([VOID_ID, *(pair.ids.get(label.name, VOID_ID) for label in annotations.labels)])
 
     def predict(seen: ViewPixels) -> Tensor:

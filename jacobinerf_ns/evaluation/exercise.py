@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
 from jacobinerf_ns.annotations.formats.png import write_index_png
@@ -19,7 +20,7 @@ from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label,
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels
 from jacobinerf_ns.features.store import FeatureStore
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
@@ -39,7 +40,7 @@ class ViewPixels(NamedTuple):
     rays: RayBundle
     shaped: Traced
     """What the shaped field answers."""
-    plain: Traced | None
+    unshaped: Traced | None
     """What the unshaped one answers, where there is one."""
 
 
@@ -56,21 +57,25 @@ class TrainedFields:
     """The trained fields and the teacher that contenders may use; what takes long is made at most once."""
 
     shaped: JacobiNeRFPipeline
-    plain: JacobiNeRFPipeline | None
+    unshaped: JacobiNeRFPipeline | None
     _stores: dict[str, FeatureStore] = field(default_factory=dict)
     _made: dict[Callable, Any] = field(default_factory=dict)
 
     @cached_property
-    def keeper(self) -> LabelKeeper:
-        """Makes snapshots of the shaped field."""
-        return self.shaped.keep_labels(FixedAnnotations(Annotations(), Path()))
+    def labels(self) -> LabelMaker:
+        """Makes labels of the shaped field."""
+        return self.shaped.label_maker()
 
     @cached_property
-    def plain_keeper(self) -> LabelKeeper:
-        """Makes snapshots of the unshaped field. Errors: `UserError` when there is none."""
-        if self.plain is None:
+    def unshaped_labels(self) -> LabelMaker:
+        """Makes labels of the unshaped field.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.unshaped is None:
             raise UserError("method unshaped needs --unshaped-config, the config.yml of a run without shaping")
-        return self.plain.keep_labels(FixedAnnotations(Annotations(), Path()))
+        return self.unshaped.label_maker()
 
     def once(self, make: Callable[[JacobiNeRFPipeline], Made]) -> Made:
         """Return what `make` makes of the shaped run; it is made at the first question, and serves all exercises."""
@@ -79,25 +84,32 @@ class TrainedFields:
         return self._made[make]
 
     def teacher_store(self, split: TrainOrEval) -> FeatureStore:
-        """The teacher's features of a split."""
+        """Return the teacher's features of a split."""
         if split not in self._stores:
             self._stores[split] = self.shaped.datamanager.teacher_store(split)
         return self._stores[split]
 
     def rays(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
-        """Rays through the centres of pixels of a split's images."""
-        data = self.shaped.datamanager
-        cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
+        """Return rays through the centres of pixels of a split's images."""
+        cameras = self._dataset(split).cameras
         return cameras.generate_rays(
             camera_indices=pixels[:, :1].to(cameras.device), coords=pixels[:, 1:].to(cameras.device) + 0.5
         ).to(self.shaped.model.device)
 
+    def photo(self, split: TrainOrEval, image: int) -> Float[Tensor, "height width 3"]:
+        """Return a photograph of a split."""
+        return self._dataset(split)[image]["image"][..., :3]
+
+    def _dataset(self, split: TrainOrEval) -> InputDataset:
+        data = self.shaped.datamanager
+        return data.train_dataset if split == "train" else data.eval_dataset
+
     @torch.no_grad()
     def look(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> ViewPixels:
-        """Traces pixels of a split's images; the pixels' centres, exactly as in training."""
+        """Trace pixels of a split's images; the pixels' centres, exactly as in training."""
         rays = self.rays(split, pixels)
-        plain = None if self.plain is None else self.plain.model.trace(rays)
-        return ViewPixels(split, pixels, rays, self.shaped.model.trace(rays), plain)
+        unshaped = None if self.unshaped is None else self.unshaped.model.trace(rays)
+        return ViewPixels(split, pixels, rays, self.shaped.model.trace(rays), unshaped)
 
 
 class Exercise(NamedTuple):
@@ -127,7 +139,15 @@ class Exercise(NamedTuple):
 def make_exercise(
     fields: TrainedFields, labelled: LabelledPixels, names: dict[int, str], as_mask: bool, folder: Path
 ) -> Exercise:
-    """Labelled pixels as an annotation file would have them: clicks, or one mask of the view."""
+    """Write labelled pixels down as an annotation file would have them.
+
+    Args:
+        fields: whose training view was labelled.
+        labelled: pixels of that view.
+        names: of the ids, where they have any.
+        as_mask: they become one mask of the view, and not clicks.
+        folder: where the mask is written.
+    """
     data = fields.shaped.datamanager
     frame = data.frames("train")[labelled.image]
     height, width = frame.size

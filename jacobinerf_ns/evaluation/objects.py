@@ -5,11 +5,10 @@ that know no threshold (the paper's decision, classifiers) get the negative stro
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,8 +23,16 @@ from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels, draw_pixels
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields, TrainOrEval
-from jacobinerf_ns.evaluation.labels import ShownView
 from jacobinerf_ns.evaluation.registry import CONTENDERS, Method, fit
+from jacobinerf_ns.evaluation.scoring import (
+    Key,
+    MethodScores,
+    ScoredView,
+    ShownView,
+    decide,
+    evenly_spread,
+    score_view,
+)
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
 from jacobinerf_ns.files.names import files_below, match_by_name
@@ -33,6 +40,8 @@ from jacobinerf_ns.pipeline import MASK_SEEDS
 
 OBJECT, REST = 1, 2
 """Ids of the two labels, and of pixels in pictures."""
+Marks = tuple[Int[Tensor, "pixels 2"], Int[Tensor, "others 2"]]
+"""Pixels of the object, and pixels beside it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class ObjectView(NamedTuple):
 
 
 def object_views(fields: TrainedFields, masks: Path) -> list[ObjectView]:
-    """All images of the capture, each once, with their masks.
+    """Return all images of the capture, each once, with their masks.
 
     Raises:
         UserError: no such folder, no mask is named like an image, or one cannot be used.
@@ -93,9 +102,17 @@ def make_object_exercise(
     negative: Int[Tensor, "others 2"],
     two_labels: bool,
 ) -> Exercise:
-    """Marked pixels (row, col) as a user's clicks on the object, in space: the view may be one that is held out.
+    """Write marked pixels down as a user's clicks in space: the view may be one that is held out.
 
-    `two_labels` makes a label of the negative ones. Errors: `UserError` where there are none to make it of.
+    Args:
+        fields: whose view it is.
+        view: that was marked.
+        positive: (row, col) on the object.
+        negative: (row, col) beside it.
+        two_labels: make a label of the negative ones.
+
+    Raises:
+        UserError: there are no negative ones to make a label of.
     """
     if two_labels and not len(negative):
         weighing = [name for name, one in CONTENDERS.items() if one.weighs_labels]
@@ -128,7 +145,11 @@ def make_object_exercise(
 
 
 def reference_view(views: Sequence[ObjectView], task: ObjectTask) -> ObjectView:
-    """The view that is marked. Errors: `UserError`, it is unknown, or nothing says what the object is in it."""
+    """Return the view that is marked.
+
+    Raises:
+        UserError: it is unknown, or nothing says what the object is in it.
+    """
     if task.reference is not None:
         view = views[find_image(task.reference, [view.frame.path for view in views], "images of the capture")]
         if view.mask is None and not task.scribbles:
@@ -142,10 +163,11 @@ def reference_view(views: Sequence[ObjectView], task: ObjectTask) -> ObjectView:
     return max(trained, key=lambda view: 0.0 if view.mask is None else float(view.mask.float().mean()))
 
 
-def mark(view: ObjectView, task: ObjectTask, seed: int) -> tuple[Int[Tensor, "pixels 2"], Int[Tensor, "others 2"]]:
-    """(row, col) of the pixels that are said to be the object's, and not to be; strokes may miss the object.
+def mark(view: ObjectView, task: ObjectTask, seed: int) -> Marks:
+    """Return (row, col) of the pixels that are said to be the object's, and not to be; strokes may miss the object.
 
-    Errors: `UserError`, there is nothing to draw clicks from, or scribbles cannot be used.
+    Raises:
+        UserError: there is nothing to draw clicks from, or scribbles cannot be used.
     """
     if not task.scribbles:
         assert view.mask is not None
@@ -162,10 +184,6 @@ def mark(view: ObjectView, task: ObjectTask, seed: int) -> tuple[Int[Tensor, "pi
     return drawn[0], drawn[1]
 
 
-Key = tuple[Method, int]
-"""A method, and which of the seeds of the clicks."""
-
-
 class ObjectScores(NamedTuple):
     """How well masks agree, 0..1."""
 
@@ -177,39 +195,29 @@ class ObjectScores(NamedTuple):
     """Share of pixels that are right, mean over all views."""
 
 
-OBJECT_MEASURES = ObjectScores._fields
+OBJECT_MEASURES = {"iou": "IoU", "iou_pooled": "IoU, pooled", "accuracy": "accuracy"}
 
 
 @dataclass
-class ObjectReport:
-    """What an evaluation of one scene found."""
+class ObjectReport(MethodScores[ObjectScores]):
+    """What an evaluation of one capture found."""
 
+    MEASURES: ClassVar[dict[str, str]] = OBJECT_MEASURES
     task: ObjectTask
     reference: str
     views: list[str]
     """File names of the scored images."""
     held_out: int
     """How many of them were not trained on."""
-    scores: dict[Method, list[ObjectScores]]
-    """Per method, one entry per seed of the clicks."""
     per_view: dict[Method, list[list[float]]]
     """IoU of each view, per seed; NaN where the object is not to be seen."""
-    shown: list[ShownView]
-
-    def mean(self, method: Method, measure: str) -> float:
-        """Mean over seeds."""
-        return statistics.mean(getattr(scores, measure) for scores in self.scores[method])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; the IoU of views without the object is null."""
-        methods = {
-            method: {
-                **{measure: [getattr(s, measure) for s in per_seed] for measure in OBJECT_MEASURES},
-                "mean": {measure: self.mean(method, measure) for measure in OBJECT_MEASURES},
-                "iou_per_view": [[None if math.isnan(v) else v for v in row] for row in self.per_view[method]],
-            }
-            for method, per_seed in self.scores.items()
-        }
+        """Return everything for JSON; the IoU of views without the object is null."""
+        methods = {}
+        for method in self.scores:
+            per_view = [[None if math.isnan(v) else v for v in row] for row in self.per_view[method]]
+            methods[method] = {**self.method_dict(method), "iou_per_view": per_view}
         return {
             "protocol": "object",
             "seeds": "scribbles" if self.task.scribbles else f"{self.task.clicks} clicks",
@@ -229,7 +237,7 @@ def evaluate_object(
     stride: int = 1,
     pictures: int = 0,
 ) -> ObjectReport:
-    """Fits every method to the marked reference view, and scores it on all other images that have a mask.
+    """Fit every method to the marked reference view, and score it on all other images that have a mask.
 
     Args:
         fields: what is scored, and the teacher.
@@ -244,94 +252,105 @@ def evaluate_object(
     """
     views = object_views(fields, task.masks)
     reference = reference_view(views, task)
-    scored = [view for view in views if view.mask is not None and view is not reference]
-    drawn = [view.mask[stride // 2 :: stride, stride // 2 :: stride] for view in scored if view.mask is not None]
-    if not any(bool(mask.any()) for mask in drawn):
-        raise UserError(
-            f"nothing to score: no image but {reference.frame.path.name}, the reference, has a mask of the object in "
-            f"{task.masks} (every {stride}. pixel was looked at): add masks of other views"
-        )
-    marked = [mark(reference, task, seed) for seed in (seeds[:1] if task.scribbles else seeds)]
-    fitted: dict[Key, Fitted] = {
-        (m, i): fit(m, fields, make_object_exercise(fields, reference, *marks, CONTENDERS[m].weighs_labels))
-        for m in methods
-        for i, marks in enumerate(marked)
-    }
+    scored = _scored_views(views, reference, task, stride)
+    fitted = _fit(fields, reference, task, methods, seeds)
     counts: dict[Key, list[Tensor]] = {key: [] for key in fitted}
-    shown = []
-    places = {round(i * (len(scored) - 1) / max(pictures - 1, 1)) for i in range(pictures)}
+    shown, places = [], evenly_spread(pictures, len(scored))
     for i, view in enumerate(track(scored, description="Scoring views")):
-        seen = _look(fields, view, fitted, task.threshold, stride)
-        for key, mask in seen.found.items():
-            counts[key].append(metrics.confusion_matrix(mask.long(), seen.truth.long(), 2, void=None))
+        seen = score_view(fields, fitted, view.split, view.frame.index, view.frame.size, stride)
+        truth = seen.of(view.mask)
+        masks = {key: _select(fitted[key], scores, task.threshold) for key, scores in seen.scores.items()}
+        for key, mask in masks.items():
+            counts[key].append(metrics.confusion_matrix(mask.long(), truth.long(), 2, void=None))
         if i in places:
-            shown.append(_shown(fields, view, seen, stride))
+            shown.append(_shown(fields, view, seen, truth, masks))
     confusion = {key: torch.stack(parts) for key, parts in counts.items()}
     return ObjectReport(
         task=task,
         reference=reference.frame.path.name,
         views=[view.frame.path.name for view in scored],
         held_out=sum(view.split == "eval" for view in scored),
-        scores={m: [object_scores(confusion[m, i]) for i in range(len(marked))] for m in methods},
-        per_view={m: [_ious(confusion[m, i]).tolist() for i in range(len(marked))] for m in methods},
+        scores={m: [object_scores(counts) for counts in _of(m, confusion)] for m in methods},
+        per_view={m: [_ious(counts).tolist() for counts in _of(m, confusion)] for m in methods},
         shown=shown,
     )
 
 
 def object_scores(confusion: Int[Tensor, "views 2 2"]) -> ObjectScores:
-    """Scores from the (true, predicted) counts of views, position 1 being the object."""
+    """Return the scores of (true, predicted) counts of views, position 1 being the object."""
     pooled = _ious(confusion.sum(0, keepdim=True))
     right = confusion.diagonal(dim1=1, dim2=2).sum(1).double() / confusion.sum((1, 2))
     return ObjectScores(float(_ious(confusion).nanmean()), float(pooled), float(right.mean()))
 
 
-class _Seen(NamedTuple):
-    """A view as everybody saw it."""
+class _MaskedView(NamedTuple):
+    """An image of the capture in which the object is known."""
 
-    truth: Bool[Tensor, "height width"]
-    rgb: Float[Tensor, "height width 3"]
-    found: dict[Key, Bool[Tensor, "height width"]]
+    split: TrainOrEval
+    frame: Frame
+    mask: Bool[Tensor, "height width"]
 
 
-def _look(fields: TrainedFields, view: ObjectView, fitted: dict[Key, Fitted], threshold: float, stride: int) -> _Seen:
-    """Renders a view once for everybody."""
-    assert view.mask is not None
-    rows, cols = (torch.arange(stride // 2, size, stride) for size in view.frame.size)
-    pixels = torch.cartesian_prod(torch.tensor([view.frame.index]), rows, cols)
-    found: dict[Key, list[Tensor]] = {key: [] for key in fitted}
-    colours: list[Tensor] = []
-    for part in pixels.split(fields.shaped.model.config.eval_num_rays_per_chunk):
-        seen = fields.look(view.split, part)
-        colours.append(seen.shaped.outputs["rgb"].cpu())
-        for key, contender in fitted.items():
-            found[key].append(contender.scores(seen).detach().cpu())
-    size = (len(rows), len(cols))
-    masks = {key: _select(fitted[key], torch.cat(parts).view(*size, -1), threshold) for key, parts in found.items()}
-    return _Seen(view.mask[rows[:, None], cols[None, :]], torch.cat(colours).view(*size, 3), masks)
+def _scored_views(
+    views: Sequence[ObjectView], reference: ObjectView, task: ObjectTask, stride: int
+) -> list[_MaskedView]:
+    """Return all views but the reference that have a mask.
+
+    Raises:
+        UserError: none of the pixels that are scored shows the object.
+    """
+    scored = [
+        _MaskedView(view.split, view.frame, view.mask)
+        for view in views
+        if view.mask is not None and view is not reference
+    ]
+    if not any(bool(view.mask[stride // 2 :: stride, stride // 2 :: stride].any()) for view in scored):
+        raise UserError(
+            f"nothing to score: no image but {reference.frame.path.name}, the reference, has a mask of the object in "
+            f"{task.masks} (every {stride}. pixel was looked at): add masks of other views"
+        )
+    return scored
+
+
+def _fit(
+    fields: TrainedFields, reference: ObjectView, task: ObjectTask, methods: Sequence[Method], seeds: Sequence[int]
+) -> dict[Key, Fitted]:
+    marked = [mark(reference, task, seed) for seed in (seeds[:1] if task.scribbles else seeds)]
+    return {
+        (m, i): fit(m, fields, make_object_exercise(fields, reference, *marks, CONTENDERS[m].weighs_labels))
+        for m in methods
+        for i, marks in enumerate(marked)
+    }
+
+
+def _of(method: Method, confusion: dict[Key, Tensor]) -> list[Tensor]:
+    return [counts for (name, _), counts in confusion.items() if name == method]
 
 
 def _select(
     fitted: Fitted, scores: Float[Tensor, "height width labels"], threshold: float
 ) -> Bool[Tensor, "height width"]:
-    """The object's pixels: those that its label selects (`label_rendering.selected`), or that no other label gets."""
+    """Return the object's pixels: those that its label selects, or that no other label gets where there are several."""
     if scores.shape[-1] > 1:
-        return (scores.argmax(-1) if fitted.whole_view is None else fitted.whole_view(scores)) == 0
+        return decide(fitted, scores) == 0
     mine = scores[..., 0]
     return (mine >= threshold) & (mine > 0)
 
 
-def _shown(fields: TrainedFields, view: ObjectView, seen: _Seen, stride: int) -> ShownView:
-    data = fields.shaped.datamanager
-    dataset = data.train_dataset if view.split == "train" else data.eval_dataset
-    photo = dataset[view.frame.index]["image"][stride // 2 :: stride, stride // 2 :: stride, :3]
-    painted: dict[Method, Tensor] = {
-        method: torch.where(mask, OBJECT, REST) for (method, i), mask in seen.found.items() if i == 0
-    }
-    return ShownView(view.frame.path.name, photo, seen.rgb, torch.where(seen.truth, OBJECT, REST), painted)
+def _shown(
+    fields: TrainedFields,
+    view: _MaskedView,
+    seen: ScoredView,
+    truth: Bool[Tensor, "height width"],
+    masks: dict[Key, Bool[Tensor, "height width"]],
+) -> ShownView:
+    photo = seen.of(fields.photo(view.split, view.frame.index))
+    painted: dict[Method, Tensor] = {m: torch.where(mask, OBJECT, REST) for (m, i), mask in masks.items() if i == 0}
+    return ShownView(view.frame.path.name, photo, seen.rgb, torch.where(truth, OBJECT, REST), painted)
 
 
 def _ious(confusion: Int[Tensor, "views 2 2"]) -> Float[Tensor, "views"]:
-    """Of the object, per view; NaN where the truth has none."""
+    """Return the object's IoU of each view; NaN where the truth has none."""
     counts = confusion.double()
     hits, truth, called = counts[:, 1, 1], counts[:, 1].sum(1), counts[:, :, 1].sum(1)
     return torch.where(truth > 0, hits / (truth + called - hits).clamp(min=1), torch.nan)

@@ -3,8 +3,7 @@
 from jacobinerf_ns.annotations.schema import ViewSettings
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, decide_paper
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, LabelScores, TrainedFields, ViewPixels
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
-from jacobinerf_ns.labels.responses import LabelSnapshot, responses
+from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
 
 
@@ -40,20 +39,14 @@ def fit_unshaped_plus(fields: TrainedFields, exercise: Exercise) -> Fitted:
 
 
 def _fit(fields: TrainedFields, exercise: Exercise, config: PropagationConfig, unshaped: bool = False) -> Fitted:
-    snapshot = _snapshot(fields.plain_keeper if unshaped else fields.keeper, exercise, config)
+    annotations = exercise.annotations.model_copy(update={"view": ViewSettings(propagation=config)})
+    maker = fields.unshaped_labels if unshaped else fields.labels
+    snapshot = maker.snapshot_of(annotations, exercise.folder, needs_surface=False)
+    assert snapshot is not None
 
     def scores(seen: ViewPixels) -> LabelScores:
-        traced = seen.plain if unshaped else seen.shaped
+        traced = seen.unshaped if unshaped else seen.shaped
         assert traced is not None
         return responses(Piece(traced), snapshot)
 
     return Fitted(scores)
-
-
-def _snapshot(keeper: LabelKeeper, exercise: Exercise, config: PropagationConfig) -> LabelSnapshot:
-    annotations = exercise.annotations.model_copy(update={"view": ViewSettings(propagation=config)})
-    keeper.store = FixedAnnotations(annotations, exercise.folder)
-    keeper.needs_surface = False
-    snapshot = keeper.current()
-    assert snapshot is not None
-    return snapshot

@@ -21,7 +21,6 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
@@ -124,8 +123,12 @@ class Side:
         return torch.cat(parts)
 
     def snapshot(self, annotations: Annotations, folder: Path) -> LabelSnapshot | None:
-        """What pixels are labelled by. Errors: `UserError` for seeds that cannot be found or hit nothing."""
-        return self.run.pipeline.keep_labels(FixedAnnotations(annotations, folder)).current()
+        """Return what pixels are labelled by.
+
+        Raises:
+            UserError: seeds cannot be found or hit nothing.
+        """
+        return self.run.pipeline.label_maker().snapshot_of(annotations, folder)
 
     @torch.no_grad()
     def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> RenderedPixels:
