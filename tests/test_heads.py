@@ -57,7 +57,8 @@ def test_rendered_features_are_the_weighted_sum_of_the_samples_features(pipeline
     field = FeatureField(pipeline.model.field, dims=5, shape=SMALL)
     torch.nn.init.normal_(field.encoding.hash_table)
     field.scale.fill_(3.0)
-    samples = field(traced.trace)
+    positions = unit_positions(pipeline.model.field, traced.trace.ray_samples)
+    samples = field.scale * field.output(field._hidden(positions))
     assert samples.shape == (7, 6, 5)
     weights = effective_weights(traced.weights, traced.background)
     assert traced.background == "last_sample"
@@ -73,7 +74,8 @@ def test_rendered_logits_are_the_weighted_sum_of_the_samples_logits(pipeline, tr
     seen = (geometry - head.mean) / head.spread
     assert torch.allclose(seen.flatten(0, 1).mean(0), torch.zeros(15), atol=1e-4)
     assert torch.allclose(seen.flatten(0, 1).std(0, correction=0), torch.ones(15), atol=1e-3)
-    samples = head(traced.trace)
+    positions = unit_positions(pipeline.model.field, traced.trace.ray_samples)
+    samples = head.output(head._hidden(geometry, positions))
     assert samples.shape == (7, 6, 4)
     weights = effective_weights(traced.weights, traced.background)
     assert torch.allclose(head.rendered(traced), weighted_sum(weights, samples), atol=1e-5)

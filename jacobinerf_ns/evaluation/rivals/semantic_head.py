@@ -54,18 +54,13 @@ class SemanticHead(nn.Module):
         self.register_buffer("spread", torch.ones(frozen.geo_feat_dim))
 
     def standardise(self, geometry: Float[Tensor, "*samples geometry"]) -> None:
-        """Takes mean and spread from examples."""
+        """Take mean and spread from examples."""
         flat = geometry.flatten(0, -2)
         self.mean.copy_(flat.mean(0))
         self.spread.copy_(flat.std(0, correction=0).clamp(min=SPREAD_EPS))
 
-    def forward(self, trace: FieldTrace) -> Float[Tensor, "rays samples labels"]:
-        """Logits of each sample of a field query."""
-        positions = unit_positions(self._frozen[0], trace.ray_samples)
-        return self.output(self._hidden(geometry_features(self._frozen[0], trace), positions))
-
     def rendered(self, traced: Traced) -> Float[Tensor, "rays labels"]:
-        """Σ_s w_s logits_s of each pixel; their softmax is the probability of each label (Semantic-NeRF, section 3)."""
+        """Return Σ_s w_s logits_s of each pixel; their softmax is the probability of each label (paper, section 3)."""
         weights = effective_weights(traced.weights, traced.background)
         positions = unit_positions(self._frozen[0], traced.trace.ray_samples)
         return self.rendered_at(weights, geometry_features(self._frozen[0], traced.trace), positions)
@@ -76,7 +71,7 @@ class SemanticHead(nn.Module):
         geometry: Float[Tensor, "rays samples geometry"],
         positions: Float[Tensor, "rays samples 3"],
     ) -> Float[Tensor, "rays labels"]:
-        """The same from what was kept of a field query, with weights that hold the background's share."""
+        """Return the same from what was kept of a field query, with weights that hold the background's share."""
         return linear_after_rendering(self.output, weights, self._hidden(geometry, positions))
 
     def _hidden(
@@ -87,7 +82,7 @@ class SemanticHead(nn.Module):
 
 @torch.no_grad()
 def geometry_features(field: JacobiNeRFField, trace: FieldTrace) -> Float[Tensor, "rays samples geometry"]:
-    """What the field's density network says about each sample besides its density."""
+    """Return what the field's density network says about each sample besides its density."""
     return field.get_density(trace.ray_samples)[1].float()
 
 
@@ -102,7 +97,7 @@ def train_semantic_head(
     weight_decay: float = 1.0,
     seed: int = 0,
 ) -> SemanticHead:
-    """Trains a semantic head on labelled rays by cross-entropy of rendered logits; the trained field stays frozen.
+    """Train a semantic head on labelled rays by cross-entropy of rendered logits; the trained field stays frozen.
 
     Args:
         pipeline: of a trained run.

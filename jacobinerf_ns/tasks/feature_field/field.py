@@ -14,7 +14,7 @@ from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor, nn
 
 from jacobinerf_ns.core import jacobian
-from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
+from jacobinerf_ns.field import JacobiNeRFField
 from jacobinerf_ns.hash_grid.encoding import JitHashEncoding
 from jacobinerf_ns.labels.traces import Traced
 
@@ -63,19 +63,15 @@ class FeatureField(nn.Module):
         self.output = nn.Linear(shape.hidden, dims)
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, trace: FieldTrace) -> Float[Tensor, "rays samples features"]:
-        """Features of each sample of a field query, in the teacher's space."""
-        return self.scale * self.output(self._hidden(unit_positions(self._frozen[0], trace.ray_samples)))
-
     def rendered(self, traced: Traced) -> Float[Tensor, "rays features"]:
-        """Σ_s w_s f(x_s): the feature of each pixel, in the teacher's space."""
+        """Return Σ_s w_s f(x_s), the feature of each pixel, in the teacher's space."""
         weights = jacobian.effective_weights(traced.weights, traced.background)
         return self.rendered_at(weights, unit_positions(self._frozen[0], traced.trace.ray_samples))
 
     def rendered_at(
         self, weights: Float[Tensor, "rays samples"], positions: Float[Tensor, "rays samples 3"]
     ) -> Float[Tensor, "rays features"]:
-        """The same from points in 0..1 (`unit_positions`) and weights that hold the background's share."""
+        """Return the same from points in 0..1 (`unit_positions`) and weights that hold the background's share."""
         return self.scale * linear_after_rendering(self.output, weights, self._hidden(positions))
 
     def _hidden(self, positions: Float[Tensor, "rays samples 3"]) -> Float[Tensor, "rays samples units"]:
@@ -84,7 +80,7 @@ class FeatureField(nn.Module):
 
 
 def unit_positions(field: JacobiNeRFField, ray_samples: RaySamples) -> Float[Tensor, "rays samples 3"]:
-    """Sample positions in 0..1, contracted and scaled as the field does before its own hash grid.
+    """Return sample positions in 0..1, contracted and scaled as the field does before its own hash grid.
 
     Samples outside of the scene lie in the corner (0, 0, 0); the field gives them no density.
     """
