@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jacobinerf_ns.demo.capture import VERSION, held_out_views, pixel_rays, trace_view, write_capture
+from jacobinerf_ns.demo.ray_tracer import LIGHT_POINTS, Trace, trace_rays
 from jacobinerf_ns.demo.room import CLASSES, HALF, HEIGHT, camera_path, class_id, furnished_room
 from jacobinerf_ns.demo.solids import Material, Part, enter
-from jacobinerf_ns.demo.tracer import LIGHT_POINTS, Trace, trace_rays
 from jacobinerf_ns.errors import UserError
 
 WIDTH, HEIGHT_PIXELS, VIEWS = 96, 72, 48

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.cli.demo import Demo
-from jacobinerf_ns.demo.run import centre_pixel
+from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation import shaping_quality
 from jacobinerf_ns.evaluation.annotators import view_with_most_ids

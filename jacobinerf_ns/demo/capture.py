@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from jacobinerf_ns.demo.ray_tracer import LIGHT_POINTS, Scene, Trace, trace_rays
 from jacobinerf_ns.demo.room import CLASSES, HALF, HEIGHT, camera_path, furnished_room
 from jacobinerf_ns.demo.solids import GAMMA
-from jacobinerf_ns.demo.tracer import LIGHT_POINTS, Scene, Trace, trace_rays
 from jacobinerf_ns.errors import UserError
 
 VERSION = 1

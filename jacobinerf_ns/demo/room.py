@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from jacobinerf_ns.demo.ray_tracer import Item, Light, Scene, Shell
 from jacobinerf_ns.demo.solids import Material, Part, Vector, turn
-from jacobinerf_ns.demo.tracer import Item, Light, Scene, Shell
 
 CLASSES = (
     "wall",
