@@ -57,7 +57,11 @@ class Evaluate:
     folder per scene, and objects.json with the means."""
 
     def main(self) -> "Report | list[ObjectReport]":
-        """Prints the tables and writes numbers and pictures. Errors: `UserError`."""
+        """Print the tables, and write numbers and pictures.
+
+        Raises:
+            UserError: options do not fit together, or something that they name cannot be used.
+        """
         for name, value in (("clicks", self.clicks), ("stride", self.stride), ("seeds", len(self.seeds))):
             if value < 1:
                 raise UserError(f"--{name} {value}: expected at least 1")
@@ -127,7 +131,7 @@ class Evaluate:
         return list(reports.values())
 
     def _tasks(self) -> "list[ObjectTask]":
-        """What is given of each run's object."""
+        """Return what is given of each run's object."""
         from jacobinerf_ns.evaluation.objects import ObjectTask
 
         runs = len(self.load_config)

@@ -44,7 +44,7 @@ class Annotator:
         return "instances" if self.protocol == "instances" else "semantics"
 
     def label(self, maps: Sequence[Int[Tensor, "height width"]], seed: int) -> LabelledPixels:
-        """The pixels it labels, from the truth of all training views. Void is never labelled."""
+        """Return the pixels it labels, from the truth of all training views. Void is never labelled."""
         place = view_with_most_ids(maps)
         truth = maps[place]
         if self.protocol == "dense":
@@ -55,7 +55,7 @@ class Annotator:
 
 
 def view_with_most_ids(maps: Sequence[Int[Tensor, "height width"]]) -> int:
-    """The view that shows most classes or instances; the first of equals."""
+    """Return the place of the view that shows most classes or instances; the first of equals."""
     counts = [len(view[view != VOID_ID].unique()) for view in maps]
     if max(counts) == 0:
         raise UserError("every label map of the training views is void: nothing can be labelled")
@@ -65,7 +65,7 @@ def view_with_most_ids(maps: Sequence[Int[Tensor, "height width"]]) -> int:
 def draw_pixels(
     truth: Int[Tensor, "height width"], count: int, seed: int
 ) -> tuple[Int[Tensor, "pixels"], Int[Tensor, "pixels"]]:
-    """(rows, cols) of `count` uniformly drawn pixels of every id of a view, fewer where an id has fewer."""
+    """Draw (rows, cols) of `count` pixels of every id of a view, evenly, and fewer where an id has fewer."""
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for identity in truth[truth != VOID_ID].unique().tolist():

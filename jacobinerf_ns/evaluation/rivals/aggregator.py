@@ -36,7 +36,7 @@ class Aggregator(nn.Module):
     def __init__(
         self, prototypes: Float[Tensor, "prototypes dims"], example: Float[Tensor, "pixels dims"], num_labels: int
     ) -> None:
-        """`example` fixes mean and spread of the responses."""
+        """Take mean and spread of the responses from `example`."""
         super().__init__()
         responses = cosine_response(example, prototypes)
         self.register_buffer("prototypes", prototypes)
@@ -47,7 +47,7 @@ class Aggregator(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(WIDTH, num_labels))
 
     def forward(self, vectors: Float[Tensor, "pixels dims"]) -> Float[Tensor, "pixels labels"]:
-        """Logits of pixels from their vectors (Jacobians, or any vectors that the prototypes are of)."""
+        """Return logits of pixels from their vectors (Jacobians, or any vectors that the prototypes are of)."""
         responses = cosine_response(vectors, self.prototypes)
         return self.layers((responses - self.mean) / self.spread)
 
@@ -60,7 +60,7 @@ def train_aggregator(
     steps: int = 300,
     seed: int = 0,
 ) -> Aggregator:
-    """An aggregator trained on labelled pixels.
+    """Train an aggregator on labelled pixels.
 
     Half of them give the prototypes and the other half are learnt from: a pixel's response to itself is 1 and would
     teach nothing. `per_label` random prototypes stand for each label (paper: 20). Deterministic under `seed`.

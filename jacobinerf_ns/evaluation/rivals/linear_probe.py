@@ -27,7 +27,7 @@ def fit(fields: TrainedFields, exercise: Exercise) -> Fitted:
 
 
 def rendered_activations(traced: Traced) -> Float[Tensor, "rays hidden"]:
-    """Σ_s w_s a_s: the colour trunk's activations of each pixel, what a linear probe looks at."""
+    """Return Σ_s w_s a_s, the colour trunk's activations of each pixel."""
     return render(traced.weights, traced.trace.activations.float(), traced.background)
 
 

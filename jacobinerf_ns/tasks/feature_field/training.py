@@ -47,7 +47,7 @@ class RayPool(NamedTuple):
 def condense(
     weights: Float[Tensor, "rays samples"], positions: Float[Tensor, "rays samples 3"], parts: int
 ) -> tuple[Float[Tensor, "rays parts"], Float[Tensor, "rays parts 3"]]:
-    """Cuts each ray's weight into equal parts along the ray, each put at the weighted mean of its samples' positions.
+    """Cut each ray's weight into equal parts along the ray, each put at the weighted mean of its samples' positions.
 
     Samples crowd around the surface, where features hardly change: a few points do for many samples. Sum and mean
     position of the weights stay as they are. Rays without weight get weights of 0.
@@ -64,7 +64,7 @@ def condense(
 
 @torch.no_grad()
 def trace_training_pixels(pipeline: JacobiNeRFPipeline, count: int, seed: int, progress: Progress) -> RayPool:
-    """Draws pixels as training draws them (so masked ones are left out), and asks the field where their rays end."""
+    """Draw pixels as training draws them (so masked ones are left out), and trace where their rays end."""
     model, data = pipeline.model, pipeline.datamanager
     task = progress.add_task("Tracing training pixels", total=count)
     drawn: list[RayPool] = []
@@ -88,7 +88,7 @@ def distil(
     seed: int = 0,
     shape: FeatureFieldShape | None = None,
 ) -> FeatureField:
-    """Distils the teacher's features of the training photographs into a feature field; the trained field stays frozen.
+    """Distil the teacher's features of the training photographs into a feature field; the trained field stays frozen.
 
     The loss is the mean squared error of rendered features, as in DFF. Its minimum is the *mean* of what the teacher
     says of one place in different photographs: that is what takes the noise off. A cosine loss, which was measured too,

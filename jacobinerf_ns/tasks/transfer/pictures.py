@@ -38,7 +38,7 @@ def draw_matches(
     rings: Sequence[Ring] = (),
     legend: Sequence[tuple[str, Colour]] = (),
 ) -> Image.Image:
-    """The photos at one height, a line and two dots per correspondence, rings, and a row of names below."""
+    """Draw the photos at one height, a line and two dots per correspondence, rings, and a row of names below."""
     scaled = [
         photo.convert("RGB").resize((max(1, round(photo.width * HEIGHT / photo.height)), HEIGHT)) for photo in photos
     ]

@@ -60,7 +60,7 @@ class Side:
     """An opened run as a transfer sees it; the teacher's features are made or loaded at the first question."""
 
     def __init__(self, run: Run, own_teacher: bool = True) -> None:
-        """`own_teacher`: the teacher is the run's own, so that its feature field, if there is one, can be used."""
+        """Look at an opened run; `own_teacher`: the teacher is the run's own, so that its feature field can be used."""
         self.run = run
         self.own_teacher = own_teacher
         self._field_allowed = own_teacher and feature_field_path(run).exists()
@@ -95,7 +95,7 @@ class Side:
         return "feature field" if self._field_allowed else "teacher"
 
     def grid(self, count: int, images: Sequence[int] | None = None) -> Int[Tensor, "pixels 3"]:
-        """About `count` pixels (image, row, col) in even steps over the training images, or some of them."""
+        """Return about `count` pixels (image, row, col) in even steps over the training images, or some of them."""
         chosen = range(len(self.sizes)) if images is None else images
         total = sum(self.sizes[i][0] * self.sizes[i][1] for i in chosen)
         step = max(1, round((total / count) ** 0.5))
@@ -106,14 +106,14 @@ class Side:
         return torch.cat(parts)
 
     def rays(self, pixels: Int[Tensor, "pixels 3"]) -> RayBundle:
-        """Rays through the pixels' centres, exactly as in training."""
+        """Return rays through the pixels' centres, exactly as in training."""
         cameras = self.run.pipeline.datamanager.train_dataset.cameras
         indices, coords = pixels[:, :1].to(cameras.device), pixels[:, 1:].to(cameras.device) + 0.5
         return cameras.generate_rays(camera_indices=indices, coords=coords).to(self.run.pipeline.model.device)
 
     @torch.no_grad()
     def features(self, pixels: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels features"]:
-        """Teacher features of training pixels on the CPU: distilled where the run has a feature field, else as made."""
+        """Return features of training pixels on the CPU: distilled where the run has a feature field, else as made."""
         if self._feature_field is None:
             return self._store.sample(pixels)
         model, field = self.run.pipeline.model, self._feature_field
@@ -132,7 +132,7 @@ class Side:
 
     @torch.no_grad()
     def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> RenderedPixels:
-        """Renders training pixels, and labels them by their Jacobians where there is something to label them by."""
+        """Render training pixels, and label them by their Jacobians where there is something to label them by."""
         pipeline = self.run.pipeline
         points, hit, labels = [], [], []
         with in_eval_mode(pipeline.model):
@@ -151,11 +151,16 @@ class Side:
     def seed_pixels(
         self, annotations: Annotations, folder: Path, pool: Int[Tensor, "pixels 3"], points: Float[Tensor, "pixels 3"]
     ) -> SeedPixels:
-        """Pixels of the positive seeds; a click in space stands for the pixel of `pool` that hits nearest to it.
+        """Return pixels of the positive seeds; a click in space stands for the pixel of `pool` that hits nearest to it.
 
-        `points` are where those hit.
+        Args:
+            annotations: labels and seeds.
+            folder: which mask files of seeds are relative to.
+            pool: pixels that clicks in space may stand for.
+            points: where those hit.
 
-        Errors: `UserError` for an image or mask that cannot be found.
+        Raises:
+            UserError: an image or mask cannot be found.
         """
         positions = {label.id: position for position, label in enumerate(annotations.labels)}
         seeds = [seed for seed in annotations.seeds if not seed.negative]
@@ -190,9 +195,10 @@ class Side:
 
 
 def check_teachers(source: Run, target: Run, own_teachers: bool) -> None:
-    """Whether features of both runs lie in one space.
+    """Check that features of both runs lie in one space.
 
-    Errors: `UserError` for other teachers, runs that none has shaped, or an oracle whose class ids mean other things.
+    Raises:
+        UserError: the teachers differ, none has shaped a run, or class ids of an oracle mean other things.
     """
     remedy = "name one teacher for both at the end of the command (jacobinerf transfer --help lists them)"
     for run in (source, target) if own_teachers else ():

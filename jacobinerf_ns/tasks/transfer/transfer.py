@@ -40,7 +40,11 @@ class TransferSettings:
     """Labels of less confidence (0..1) are left out."""
 
     def __post_init__(self) -> None:
-        """Errors: `UserError` for numbers out of range."""
+        """Check the numbers.
+
+        Raises:
+            UserError: one is out of range.
+        """
         for name in ("clicks", "prototypes"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} given, expected at least 1")
@@ -102,7 +106,7 @@ class _Home:
 def transfer(
     source: Side, target: Side, annotations: Annotations, folder: Path, settings: TransferSettings
 ) -> Transferred:
-    """Looks for the labels of one run's annotations in another run's capture.
+    """Look for the labels of one run's annotations in another run's capture.
 
     Args:
         source: where the labels come from.
@@ -143,7 +147,11 @@ def transfer(
 
 
 def _with_seeds(annotations: Annotations) -> Annotations:
-    """Labels that something is known of. Errors: `UserError`, there are none."""
+    """Return the labels that something is known of.
+
+    Raises:
+        UserError: there are none.
+    """
     sown = {seed.label for seed in annotations.seeds if not seed.negative}
     if not sown:
         raise UserError(
@@ -173,7 +181,7 @@ def _look_home(source: Side, annotations: Annotations, folder: Path) -> _Home:
 def _prototypes(
     home: _Home, count: int, most: int
 ) -> tuple[Float[Tensor, "prototypes features"], Int[Tensor, "prototypes"]]:
-    """At most `most` directions per label, and their labels."""
+    """Return at most `most` directions per label, and their labels."""
     generator = torch.Generator().manual_seed(0)
     parts = [kmeans(home.seed_features[home.seeds.labels == k], most, generator) for k in range(count)]
     owners = torch.arange(count).repeat_interleave(torch.tensor([len(part) for part in parts]))
@@ -183,14 +191,14 @@ def _prototypes(
 def _own_margins(
     home: _Home, vectors: Float[Tensor, "prototypes features"], owners: Int[Tensor, "prototypes"], count: int
 ) -> Float[Tensor, "pixels labels"]:
-    """Margins at home, on photos without seeds: a seed's own pixel resembles itself more than anything elsewhere."""
+    """Return margins at home, on photos without seeds: a seed's own pixel resembles itself most."""
     others = ~torch.isin(home.pixels[:, 0], home.seeds.pixels[:, 0])
     features = home.features[others] if bool(others.any()) else home.features
     return matching.margins(matching.label_cosines(features, vectors, owners, count))
 
 
 def _labels_back(home: _Home, features: Float[Tensor, "pixels features"], count: int) -> Int[Tensor, "pixels"]:
-    """Label at home of each pixel's nearest pixels there."""
+    """Return the label at home of each pixel's nearest pixels there."""
     everything = torch.cat([home.features, home.seed_features])
     labels = torch.cat([home.rendered.labels, home.seeds.labels])
     return matching.label_back(features, everything, labels, count)
@@ -204,7 +212,7 @@ def _clicks(
     match: LabelMatch,
     settings: TransferSettings,
 ) -> list[Int[Tensor, "clicks 3"]]:
-    """Of each label that is sure enough its clearest pixels that lead back to it, far apart on the scene's surfaces."""
+    """Choose the clearest pixels that lead back to each label that is sure enough, far apart on the surfaces."""
     best = matching.best_pixels(margin, CHOICE * settings.clicks)
     good = (margin.gather(0, best) > 0) & (back[best] == torch.arange(margin.shape[1]))
     good &= match.confidence >= settings.min_confidence
@@ -233,7 +241,7 @@ def _correspond(
     home: _Home,
     clicks: list[Int[Tensor, "clicks 3"]],
 ) -> Correspondence:
-    """Between the photo with most seeds and the photo with most clicks."""
+    """Match the photo with most seeds and the photo with most clicks."""
     images = (_most(home.seeds.pixels), _most(torch.cat(clicks)))
     here, there = source.grid(PAIRS, images[:1]), target.grid(PAIRS, images[1:])
     matched, cosines = matching.mutual_nearest(source.features(here), target.features(there))
