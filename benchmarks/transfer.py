@@ -142,7 +142,6 @@ def open_pair(first: Path, second: Path, cache_dir: Path | None) -> Pair:
 
     def change(config: JacobiNeRFTrainerConfig) -> None:
         data = config.pipeline.datamanager
-        data.train_num_images_to_sample_from = data.eval_num_images_to_sample_from = 1
         data.cache_dir = cache_dir or data.cache_dir
         if isinstance(data.extractor, OracleConfig) and not data.extractor.by_name:
             data.extractor = OracleConfig(data.extractor.noise, data.extractor.patch_size, by_name=True)

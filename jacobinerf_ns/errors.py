@@ -44,7 +44,7 @@ def caught_outside() -> Iterator[None]:
 
 
 def at_the_door() -> bool:
-    """Whether nobody in Python waits for errors: bad annotations then have to be refused before the first frame."""
+    """Return whether nobody in Python waits for errors: bad annotations then end the command at its first frame."""
     return not _caught_outside.get()
 
 

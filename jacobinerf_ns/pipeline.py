@@ -1,6 +1,5 @@
 """Joins datamanager, model and annotations, and loads checkpoints without tolerance."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +158,5 @@ class JacobiNeRFPipeline(VanillaPipeline):
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)
             self.model.loads += 1
-            # In the viewer what is wrong is said, and can be mended.
-            viewing = Path(sys.argv[0]).stem == "ns-viewer"
-            if self.labels is not None and not self._trains and not viewing and at_the_door():
-                self.labels.current()
+            if self.labels is not None:
+                self.labels.refuses = not self._trains and at_the_door()

@@ -1,24 +1,34 @@
-"""Opening a trained run from its `config.yml`, for every command of ours."""
+"""A trained run: its capture, read from `config.yml` alone, and the run itself, opened with its last checkpoint."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
-from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
+from jacobinerf_ns.annotations.changes import set_view
+from jacobinerf_ns.annotations.notes import Notes
+from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.annotations.settings import adjusted
+from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, read_annotations
+from jacobinerf_ns.compat.checkpoints import latest_checkpoint
 from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.errors import UserError, caught_outside
+from jacobinerf_ns.labelled_views import Labels
+from jacobinerf_ns.labels.keeper import LabelMaker
+from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Run:
-    """A trained run, ready to render."""
+    """A trained run, ready to render: annotations are read from it, fitted to labels, and saved to it."""
 
     config: JacobiNeRFTrainerConfig
     pipeline: JacobiNeRFPipeline
@@ -26,41 +36,145 @@ class Run:
     """Where config.yml lies; what people make for this run is kept here."""
     step: int
     """Training step of the checkpoint."""
+    _saved: Annotations | None = field(default=None, init=False)
+    _listed: dict[tuple[Split, bool], tuple[Photo, ...]] = field(default_factory=dict, init=False)
+
+    @property
+    def annotations_file(self) -> Path:
+        """The file that the run's annotations lie in, whether it is there yet or not."""
+        return Path(os.path.abspath(annotations_path(self.config.pipeline, self.folder / "config.yml")))
+
+    @property
+    def annotations(self) -> Notes:
+        """The run's annotations as its file has them now; empty where there is no file.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        photos, found = self.photos("train"), read_annotations(self.annotations_file)
+        sizes = tuple((width, height) for height, width in (photo.size for photo in photos))
+        return Notes(found, self.annotations_file, found, tuple(photo.path for photo in photos), sizes)
+
+    def photos(self, split: Split = "all", full_resolution: bool = False) -> tuple[Photo, ...]:
+        """List the photos of a split: their names, files, sizes and cameras (`list_photos`)."""
+        key = split, full_resolution
+        if key not in self._listed:
+            with quiet_nerfstudio():
+                self._listed[key] = tuple(list_photos(self.pipeline.datamanager, split, full_resolution))
+        return self._listed[key]
+
+    def fit(
+        self,
+        notes: Notes | Annotations,
+        *,
+        refine: int | None = None,
+        smooth: float | None = None,
+        space: Literal["2d", "3d"] | None = None,
+        void_below: float | None = None,
+        threshold: float | None = None,
+    ) -> Labels:
+        """Render the seeds of annotations, and make labels of what they hit.
+
+        Labels compete: each pixel gets the one it resonates with most. A label alone gets every pixel that resonates
+        with it at all, unless `void_below` is given. Settings that are None are those of the annotations. Seeds are
+        rendered once each: with one more click, only that one is.
+
+        Args:
+            notes: from `annotations`; or the content of an annotation file whose masks lie beside the run's own.
+            refine: rounds in which what stands for a label is refined on the scene (J-NeRF+: 10).
+            smooth: share (0..1) of a pixel's response that comes from the nearest surfaces (J-NeRF+: 0.5).
+            space: responses are taken on rendered pixels (`2d`) or per sample in space (`3d`).
+            void_below: pixels of less confidence (0..1) get no label.
+            threshold: response (0..1) that confidence is measured against.
+
+        Raises:
+            UserError: a label has no positive seed or none of its seeds hits a surface, a photo of a seed is not the
+                run's, or a setting is out of range.
+        """
+        given = {"refine": refine, "smooth": smooth, "space": space, "void_below": void_below, "threshold": threshold}
+        annotations = notes if isinstance(notes, Annotations) else notes.annotations
+        propagation = adjusted(annotations.view.propagation, given)
+        annotations = set_view(annotations, propagation=propagation)
+        _check_seeds(annotations)
+        if isinstance(notes, Annotations):
+            return self._fit(annotations, self.annotations_file.parent)
+        with notes.mask_folder() as folder:
+            return self._fit(annotations, folder)
+
+    def save(self, notes: Notes) -> None:
+        """Write notes to the run's annotation file, which then holds just them; viewers that are open follow.
+
+        Nobody's work is lost: a file that another program changed since the notes were read is left as it is. What this
+        run saved itself may be replaced by any later or earlier notes.
+
+        Raises:
+            UserError: another program changed the file, it is another run's, or it cannot be written.
+        """
+        if notes.file != self.annotations_file:
+            raise UserError(
+                f"these notes belong to {notes.file}, expected {self.annotations_file}: begin with this run's "
+                "annotations, or add a file with jacobinerf annotate --merge"
+            )
+        self._saved = notes.save(self._saved)
+
+    def __repr__(self) -> str:
+        """Name method, step and folder."""
+        return f"Run({self.config.method_name}, step {self.step}, {self.folder})"
+
+    def _fit(self, annotations: Annotations, folder: Path) -> Labels:
+        snapshot = self._maker.snapshot_of(annotations, folder)
+        assert snapshot is not None
+        return Labels(self.pipeline.model, snapshot, self.photos)
+
+    @cached_property
+    def _maker(self) -> LabelMaker:
+        """One for all fits: it remembers what seeds look like."""
+        return self.pipeline.label_maker()
+
+
+class Capture(NamedTuple):
+    """The training images of a run, and where its annotations lie."""
+
+    annotations: Path
+    filenames: list[Path]
+    sizes: list[tuple[int, int]]
+    """(width, height) in pixels of each image, before any downscaling."""
 
 
 def annotations_path(pipeline: JacobiNeRFPipelineConfig, config_path: Path) -> Path:
-    """A run's own annotation file; runs that are older than annotations do not name one."""
+    """Give a run's own annotation file; runs that are older than annotations do not name one."""
     return getattr(pipeline, "annotations", None) or config_path.absolute().parent / ANNOTATIONS_NAME
 
 
 def open_run(
-    config_path: Path,
-    annotations: Path | None = None,
+    config_path: str | Path,
+    annotations: str | Path | None = None,
     test_mode: Literal["test", "val", "inference"] = "test",
     change: Callable[[JacobiNeRFTrainerConfig], None] | None = None,
+    load_photos: bool = False,
 ) -> Run:
-    """Builds the pipeline of a run and loads its last checkpoint.
+    """Open a trained run with its last checkpoint.
 
     Args:
         config_path: the run's config.yml.
         annotations: annotation file to use; none is the run's own.
-        test_mode: nerfstudio's: `test` loads the data, `inference` only what is needed to render.
+        test_mode: nerfstudio's; of its modes `inference` knows no training resolution.
         change: changes the config before anything is built.
+        load_photos: load all photos, which training batches are made of; rendering needs none.
 
     Raises:
         UserError: no such file, not a run of this package, or no checkpoint.
     """
-    config_path = config_path.absolute()
+    config_path = Path(config_path).absolute()
     if not config_path.is_file():
-        raise UserError(f"no such file: {config_path}: give --load-config the config.yml that training wrote")
+        raise UserError(f"no such file: {config_path}: expected the config.yml that training wrote")
+    _read_config(config_path)
 
     def prepare(config: TrainerConfig) -> TrainerConfig:
-        if not isinstance(config, JacobiNeRFTrainerConfig):
-            raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
-        config.pipeline.annotations = annotations or annotations_path(config.pipeline, config_path)
+        prepared = _prepared(config, config_path, annotations, load_photos)
         if change is not None:
-            change(config)
-        return config
+            change(prepared)
+        return prepared
 
     with quiet_nerfstudio(), caught_outside():
         try:
@@ -70,3 +184,68 @@ def open_run(
     assert isinstance(config, JacobiNeRFTrainerConfig)
     assert isinstance(pipeline, JacobiNeRFPipeline)
     return Run(config, pipeline, config_path.parent, step)
+
+
+def read_capture(config_path: Path) -> Capture:
+    """Ask the dataparser of a run for its training images; no image is opened, and no model is built.
+
+    Raises:
+        UserError: the file is not a run's config.yml, or the capture is gone or damaged.
+    """
+    config = _read_config(config_path)
+    datamanager = config.pipeline.datamanager
+    parser_config = datamanager.dataparser
+    # As nerfstudio's data manager does: --data on the command line goes before the parser's own.
+    data = datamanager.data or config.data
+    if data is not None:
+        parser_config.data = Path(data)
+    parser = parser_config.setup()
+    if hasattr(parser, "downscale_factor"):
+        parser.downscale_factor = 1
+    with quiet_nerfstudio():
+        try:
+            outputs = parser.get_dataparser_outputs(split="train")
+        except (AssertionError, OSError) as error:
+            raise UserError(f"the capture of {config_path} cannot be read: {' '.join(str(error).split())}") from error
+    widths, heights = outputs.cameras.width.flatten().tolist(), outputs.cameras.height.flatten().tolist()
+    annotations = annotations_path(config.pipeline, config_path)
+    return Capture(annotations, list(outputs.image_filenames), list(zip(widths, heights, strict=True)))
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give --load-config a run's config.yml") from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a config.yml that training wrote ({reason})") from error
+    if not hasattr(config, "pipeline"):
+        raise UserError(f"{path} is not a config.yml that training wrote: give --load-config the one of a run")
+    return config
+
+
+def _prepared(
+    config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
+) -> JacobiNeRFTrainerConfig:
+    """A run's own config, changed to be looked at instead of trained."""
+    if not isinstance(config, JacobiNeRFTrainerConfig):
+        raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
+    latest_checkpoint(config.get_checkpoint_dir())
+    own = annotations_path(config.pipeline, config_path)
+    config.pipeline.annotations = own if annotations is None else Path(annotations)
+    if not load_photos:
+        # nerfstudio would load them all.
+        config.pipeline.datamanager.train_num_images_to_sample_from = 1
+        config.pipeline.datamanager.eval_num_images_to_sample_from = 1
+    return config
+
+
+def _check_seeds(annotations: Annotations) -> None:
+    """Refuses what no label can be made of."""
+    if not annotations.labels:
+        raise UserError("no label is there to fit: click first, as in run.annotations.click(label, image=..., xy=...)")
+    seeded = {seed.label for seed in annotations.seeds if not seed.negative}
+    bare = [label.name for label in annotations.labels if label.id not in seeded]
+    if bare:
+        raise UserError(f"label {bare[0]!r} has no positive seed: click it, or remove it with remove({bare[0]!r})")

@@ -13,9 +13,9 @@ from tiny import tiny_capture, tiny_config
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Mask, Scribble
 from jacobinerf_ns.annotations.store import read_annotations, write_annotations
-from jacobinerf_ns.captures import read_capture
 from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.run import read_capture
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from jacobinerf_ns.cli.query import Query
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
+from jacobinerf_ns.photos import list_photos
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import queries as feature_queries
 from jacobinerf_ns.tasks.feature_field import files as feature_field_files
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import FILE_NAME, load_feature_field, save_feature_field
-from jacobinerf_ns.tasks.photos import list_photos
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(config_path: Path) -> Run:
-    run = open_run(config_path)
+    run = open_run(config_path, load_photos=True)
     run.pipeline.eval()
     return run
 

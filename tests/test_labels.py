@@ -1,6 +1,5 @@
 """Labels on a trained field: what model, keeper and edits show, against slow ways to the same pictures."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,7 +314,7 @@ def test_rendering_goes_on_with_the_last_good_labels(pipeline, tmp_path):
     assert "JSON" in keeper.problem
 
 
-def test_a_run_finds_the_annotations_beside_its_config(trained, monkeypatch):
+def test_a_run_finds_the_annotations_beside_its_config(trained):
     pipeline, folder = trained
     pipeline.eval()
     path = folder / "annotations.json"
@@ -334,13 +333,13 @@ def test_a_run_finds_the_annotations_beside_its_config(trained, monkeypatch):
         assert keeper is not None
         with pytest.raises(UserError, match=r"no\.png"):
             keeper.current()
-        with pytest.raises(SystemExit) as stopped:  # ns-render: before the first frame, in one line
-            eval_setup(folder / "config.yml")
-        assert stopped.value.code == 2
-        monkeypatch.setattr(sys, "argv", ["/somewhere/ns-viewer"])  # there it can be mended
         opened = eval_setup(folder / "config.yml")[1]
         assert isinstance(opened, JacobiNeRFPipeline)
         assert opened.labels is not None
+        with pytest.raises(SystemExit) as stopped:  # ns-render: at the first frame, in one line
+            opened.model.get_outputs_for_camera(opened.datamanager.eval_dataset.cameras[:1])
+        assert stopped.value.code == 2
+        opened.labels.refuses = False  # with a panel: there it can be mended
         opened.labels()
         assert "no.png" in str(opened.labels.problem)
     finally:

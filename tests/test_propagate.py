@@ -29,11 +29,11 @@ from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
-from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.labelled_views import Labels
+from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.masks import PropagateSettings, at_size, choose_annotations, propagate
-from jacobinerf_ns.tasks.photos import Photo, list_photos
 
 assert method_configs  # nerfstudio's own configs have to be imported before any plugin's
 
@@ -69,13 +69,13 @@ def config_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one entry with every photo that is rendered."""
-    views, plain = [], JacobiNeRFModel.label_view
+    views, plain = [], Labels.render
 
-    def counted(model: JacobiNeRFModel, view):
+    def counted(labels: Labels, view):
         views.append(len(view))
-        return plain(model, view)
+        return plain(labels, view)
 
-    monkeypatch.setattr(JacobiNeRFModel, "label_view", counted)
+    monkeypatch.setattr(Labels, "render", counted)
     return views
 
 
@@ -485,11 +485,11 @@ def test_finished_files_are_looked_at(config_path: Path, tmp_path: Path, damage:
 
 def test_settings_hold_for_the_run_only(config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own, before = config_path.parent / "annotations.json", (config_path.parent / "annotations.json").read_bytes()
-    seen, plain = [], JacobiNeRFModel.label_view
+    seen, plain = [], Labels.render
 
-    def watched(model: JacobiNeRFModel, view):
-        shown = plain(model, view)
-        seen.append(shown.snapshot)
+    def watched(labels: Labels, view):
+        shown = plain(labels, view)
+        seen.append(labels.snapshot)
         # Somebody clicks while the command runs: its later photos must not be of other labels.
         write_annotations(own, own_annotations(config_path).model_copy(update={"labels": (), "seeds": ()}))
         return shown
@@ -497,7 +497,7 @@ def test_settings_hold_for_the_run_only(config_path: Path, tmp_path: Path, monke
     settings = PropagateSettings(split="train", refine=2, smooth=0.5, space="3d", void_below=0.25)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(JacobiNeRFModel, "label_view", watched)
+            patch.setattr(Labels, "render", watched)
             result = propagate(config_path, tmp_path / "out", settings)
     finally:
         own.write_bytes(before)
@@ -556,7 +556,7 @@ def test_bad_annotations_are_one_line(config_path: Path, tmp_path: Path):
     refused(config_path, tmp_path, own, r"refine is -1, expected 0\.\.1000", refine=-1)
     refused(config_path, tmp_path, own, r"void_below is 1\.5, expected 0\.\.1", void_below=1.5)
     paper = own.model_copy(update={"view": ViewSettings(propagation=PAPER_PROPAGATION)})
-    refused(config_path, tmp_path, paper, r"--void-below does nothing .* 'paper'", void_below=0.5)
+    refused(config_path, tmp_path, paper, r"void_below does nothing .* 'paper'", void_below=0.5)
     (tmp_path / "a.json").write_text("{")
     refused(config_path, tmp_path, None, r"a\.json is not valid JSON")
 

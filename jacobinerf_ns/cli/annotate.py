@@ -17,7 +17,7 @@ from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, read_an
 from jacobinerf_ns.errors import UserError, plain_errors
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.captures import Capture
+    from jacobinerf_ns.run import Capture
 
 SEED_OPTIONS = ("--click", "--box", "--scribble", "--mask")
 LABEL_OPTIONS = ("--rename", "--delete", "--edit")
@@ -91,7 +91,7 @@ class Annotate:
         self._check_options()
         capture, path = None, self.file
         if self.load_config is not None:
-            from jacobinerf_ns.captures import read_capture
+            from jacobinerf_ns.run import read_capture
 
             capture = read_capture(self.load_config)
             path = self.file or capture.annotations

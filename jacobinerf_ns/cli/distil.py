@@ -45,7 +45,7 @@ class Distil:
         shape = FeatureFieldShape(max_res=self.max_res)
         if self.max_res < shape.base_res:
             raise UserError(f"--max-res {self.max_res} given, expected at least {shape.base_res}")
-        run = open_run(self.load_config)
+        run = open_run(self.load_config, load_photos=True)
         path = feature_field_path(run)
         if path.exists() and not self.overwrite:
             raise UserError(f"{path} is there already: query it, or give --overwrite to make it anew")

@@ -45,17 +45,11 @@ class Query:
     def main(self) -> int:
         """Writes the files; gives the number of photos in which something was found. Errors: `UserError`."""
         self._check_options()
+        from jacobinerf_ns.photos import list_photos
         from jacobinerf_ns.run import open_run
-        from jacobinerf_ns.tasks.photos import list_photos
         from jacobinerf_ns.tasks.queries import plan_answers, write_answers
-        from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
-        def without_photos(config: JacobiNeRFTrainerConfig) -> None:
-            # Photos are not looked at; nerfstudio would load them all.
-            config.pipeline.datamanager.train_num_images_to_sample_from = 1
-            config.pipeline.datamanager.eval_num_images_to_sample_from = 1
-
-        run = open_run(self.load_config, change=without_photos)
+        run = open_run(self.load_config)
         run.pipeline.eval()
         photos = list_photos(run.pipeline.datamanager, self.split)
         planned = plan_answers(photos, self.output_dir.absolute(), self.overwrite)
@@ -77,8 +71,8 @@ class Query:
 
     def _ask(self, run: "Run") -> "tuple[FeatureField, Tensor]":
         """The run's feature field, and what is asked of it."""
+        from jacobinerf_ns.photos import list_photos
         from jacobinerf_ns.tasks.feature_field.files import load_feature_field
-        from jacobinerf_ns.tasks.photos import list_photos
         from jacobinerf_ns.tasks.queries import query_of_photo, query_of_picture
 
         if self.patch is not None:

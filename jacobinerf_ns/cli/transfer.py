@@ -92,8 +92,6 @@ class Transfer:
 
     def _change(self, config: "JacobiNeRFTrainerConfig") -> None:
         data = config.pipeline.datamanager
-        # Photos are not looked at by us; nerfstudio would load them all.
-        data.train_num_images_to_sample_from = data.eval_num_images_to_sample_from = 1
         if not isinstance(self.teacher, OwnTeacher):
             data.extractor = self.teacher
 

@@ -26,7 +26,7 @@ from jacobinerf_ns.core.propagation import (
     select_prototypes,
 )
 from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prototypes
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.labels.responses import prototype_responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark, SurfacePool
@@ -81,6 +81,8 @@ class LabelKeeper:
         self.store = store
         self.needs_surface = True
         """Refuse labels none of whose seeds hits a surface; otherwise take every seed as it is."""
+        self.refuses = False
+        """End a command at its first frame where the file cannot be shown; with a panel, that is said there instead."""
         self.problem: str | None = None
         """Why the current annotations cannot be shown; the last ones that could are."""
         self._maker = maker
@@ -91,6 +93,9 @@ class LabelKeeper:
 
         Seeds that hit nothing are left out; where the file cannot be shown at all, the last good labels stay.
         """
+        if self.refuses:
+            with one_line_exit():
+                return self.current()
         annotations, problem = self.store.snapshot()[1], None
         try:
             self._snapshot = self._maker.make(annotations, self.store.folder, self.needs_surface)

@@ -86,15 +86,12 @@ class ClickSection:
 
     def add(self, make: Callable[[int], Seed]) -> None:
         """Adds a seed to the selected label, or to a new one; `make` gets the label's id."""
-        made: list[Seed] = []
 
         def change(now: Annotations) -> Annotations:
             now, label = self._desk.selected_or_new(now)
-            made[:] = [make(label.id)]
-            return changes.add_seed(now, made[0])
+            return changes.add_seed(now, make(label.id))
 
-        self._desk.change(change)
-        self._awaited = made[0]
+        self._awaited = self._desk.change(change).seeds[-1]
         self._desk.say("clicked: looking …")
         self._desk.show_labels()
         if not self._sticky.value and self._last_pointer is not None:

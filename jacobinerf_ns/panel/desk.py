@@ -29,11 +29,18 @@ class Desk:
     """The annotations of a run as the panel works on them."""
 
     def __init__(
-        self, viewer: Viewer, store: AnnotationStore, world: WorldFrame, worker: Worker, changed: Callable[[], None]
+        self,
+        viewer: Viewer,
+        store: AnnotationStore,
+        world: WorldFrame,
+        worker: Worker,
+        refresh: Callable[[], None],
+        ask_for_frames: Callable[[], None],
     ) -> None:
-        """`changed` is called after every change, in the thread that made it."""
+        """`refresh` makes all sections show what is, `ask_for_frames` all tabs; called in the thread of a change."""
         self.viewer, self.world = viewer, world
-        self._store, self._worker, self._changed = store, worker, changed
+        self._store, self._worker = store, worker
+        self._refresh, self._ask_for_frames = refresh, ask_for_frames
         self._status = viewer.viser_server.gui.add_markdown(texts.NOTHING_YET)
 
     @property
@@ -80,11 +87,11 @@ class Desk:
         assert label is not None
         return annotations, label
 
-    def do(self, task: Callable[[], None]) -> None:
+    def do(self, task: Callable[[], object]) -> None:
         """Runs a task in the panel's thread; its `UserError` is shown in the status line."""
         self._worker.post(task)
 
-    def on_user_update(self, handle: Any, task: Callable[[], None], delay: float = 0.0) -> None:
+    def on_user_update(self, handle: Any, task: Callable[[], object], delay: float = 0.0) -> None:
         """Runs a task when a user changes a control, not when the panel sets it; of several, the last one."""
 
         def updated(event: Any) -> None:
@@ -98,15 +105,23 @@ class Desk:
         if handle.value != value and not self._worker.waits(id(handle)):
             handle.value = value
 
-    def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> None:
-        """Changes the annotations, saves them, and shows it. Errors: `UserError`; nothing is changed then."""
-        self._store.change(new, remember=remember)
-        self._changed()
+    def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> Annotations:
+        """Change the annotations, save them, and show it.
+
+        Returns:
+            The annotations as they are now.
+
+        Raises:
+            UserError: the change cannot be made; then nothing is changed.
+        """
+        changed = self._store.change(new, remember=remember)
+        self._show_all()
+        return changed
 
     def replay(self, way: Literal["undo", "redo"]) -> bool:
         """Takes a change back, or makes it again; False where there is none."""
         moved = self._store.undo() if way == "undo" else self._store.redo()
-        self._changed()
+        self._show_all()
         return moved
 
     def say(self, text: str) -> None:
@@ -125,8 +140,13 @@ class Desk:
         handle = listed.gui_handle
         if isinstance(handle, viser.GuiDropdownHandle) and output in handle.options and handle.value != output:
             listed.value = output
+            self._refresh()
 
     def show_labels(self) -> None:
         """Show the heat map, if the view does not show labels already."""
         if self.output not in LABEL_OUTPUTS:
             self.show_output("resonance")
+
+    def _show_all(self) -> None:
+        self._refresh()
+        self._ask_for_frames()

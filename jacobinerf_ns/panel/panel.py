@@ -89,13 +89,16 @@ class Panel(ViewerControl):
             # Runs that are older than annotations do not name a file.
             keeper = self._host.show_labels(run / ANNOTATIONS_NAME)
         assert isinstance(keeper.store, AnnotationStore), "only commands of ours fix the annotations"
+        keeper.refuses = False
         return keeper.store
 
     def _build(self, run: Path) -> None:
         server, gui = self.viser_server, self.viser_server.gui
         # Right below the viewer's own state, above its tabs: where it is found.
         with gui.add_folder("JacobiNeRF", order=self.viewer.stats_markdown.order + 0.5):
-            desk = self.desk = Desk(self.viewer, self._store, self._host.world, self._worker, self._changed)
+            desk = self.desk = Desk(
+                self.viewer, self._store, self._host.world, self._worker, self._refresh, self._ask_for_frames
+            )
             self.clicks = ClickSection(desk, server)
             self.show = ShowSection(desk, server)
             with gui.add_folder("Labels"):

@@ -12,7 +12,7 @@ IDLE_SECONDS = 0.5
 class _Task(NamedTuple):
     due: float
     """Earliest start, by the monotonic clock."""
-    run: Callable[[], None]
+    run: Callable[[], object]
 
 
 class Worker:
@@ -34,7 +34,7 @@ class Worker:
         """Ends the thread after its present task."""
         self._running = False
 
-    def post(self, run: Callable[[], None], key: Hashable = None, delay: float = 0.0) -> None:
+    def post(self, run: Callable[[], object], key: Hashable = None, delay: float = 0.0) -> None:
         """Adds a task, and returns at once.
 
         Args:

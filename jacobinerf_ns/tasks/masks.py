@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,16 @@ from jacobinerf_ns.annotations.changes import label_named
 from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, write_legend
 from jacobinerf_ns.annotations.rasterise import to_camera
 from jacobinerf_ns.annotations.schema import Annotations, Label, Mask, ViewSettings
+from jacobinerf_ns.annotations.settings import adjusted
 from jacobinerf_ns.annotations.store import read_annotations
-from jacobinerf_ns.errors import UserError, plain_errors
+from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.resumable import claim_folder
-from jacobinerf_ns.labels.keeper import FixedAnnotations
-from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.labelled_views import Labels
+from jacobinerf_ns.photos import Photo, Split
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import photo_files
 from jacobinerf_ns.tasks.photo_files import COCO_FORMATS, COCO_NAME, MANIFEST_NAME, OutputFormat, PhotoFiles
-from jacobinerf_ns.tasks.photos import Photo, Split, list_photos
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 OVERRIDES = ("refine", "smooth", "space", "void_below")
@@ -113,7 +113,9 @@ def propagate(
     """
     settings, folder = settings or PropagateSettings(), output_dir.absolute()
     run, annotations, written = _open(config_path, annotations_file, settings)
-    photos = list_photos(run.pipeline.datamanager, settings.split, settings.full_resolution)
+    # What is clicked during a command of an hour must not change its later photos: these labels stay as they are.
+    labels = run.fit(annotations)
+    photos = run.photos(settings.split, settings.full_resolution)
     planned = photo_files.plan_files(photos, folder, settings.format, settings.overlays)
     common = [folder / LEGEND_NAME, *([folder / COCO_NAME] if settings.format in COCO_FORMATS else [])]
     paths = [*common, *(path for files in planned for path in files.paths)]
@@ -123,32 +125,23 @@ def propagate(
     claim_folder(folder / MANIFEST_NAME, made_of, names, _DIFFERENCES, settings.overwrite)
     unopposed = len(annotations.labels) == 1 and annotations.view.propagation.void_below == 0
     result = Propagated(folder, written, unopposed)
-    _write_all(run.pipeline, planned, result, settings.format)
+    _write_all(labels, planned, result, settings.format)
     return result
 
 
 def _open(
     config_path: Path, annotations_file: Path | None, settings: PropagateSettings
 ) -> tuple[Run, Annotations, tuple[Label, ...]]:
-    """The run, showing just the annotations that are propagated, and the labels that are written."""
+    """The run, the annotations that are propagated, and the labels that are written."""
     chosen: list[tuple[Annotations, tuple[Label, ...]]] = []
 
     def prepare(config: JacobiNeRFTrainerConfig) -> None:
         # Before the model is built: what is wrong with the annotations should not take a minute to show.
         assert config.pipeline.annotations is not None
         chosen.append(choose_annotations(_read_existing(config.pipeline.annotations), settings))
-        # Photos are not looked at; nerfstudio would load them all.
-        config.pipeline.datamanager.train_num_images_to_sample_from = 1
-        config.pipeline.datamanager.eval_num_images_to_sample_from = 1
 
     run = open_run(config_path, annotations_file, change=prepare)
-    annotations, written = chosen[0]
-    keeper = run.pipeline.labels
-    assert keeper is not None
-    # What is clicked during a command of an hour must not change its later photos.
-    keeper.store = FixedAnnotations(annotations, keeper.store.folder)
-    keeper.current()
-    return run, annotations, written
+    return run, *chosen[0]
 
 
 def choose_annotations(annotations: Annotations, settings: PropagateSettings) -> tuple[Annotations, tuple[Label, ...]]:
@@ -168,24 +161,17 @@ def choose_annotations(annotations: Annotations, settings: PropagateSettings) ->
         raise UserError(
             f"label {bare[0]!r} has no positive seed: click it (jacobinerf annotate), or name the others with --labels"
         )
-    config = annotations.view.propagation
     given = {name: getattr(settings, name) for name in OVERRIDES}
-    if settings.void_below is not None and config.decision == "paper":
-        raise UserError("--void-below does nothing where the annotations ask for the decision 'paper': leave it out")
-    with plain_errors():
-        changed: Any = {name: value for name, value in given.items() if value is not None}
-        view = ViewSettings(propagation=replace(config, **changed))
+    view = ViewSettings(propagation=adjusted(annotations.view.propagation, given))
     labels = tuple(label for label in annotations.labels if label.id in seeded)
     seeds = tuple(seed for seed in annotations.seeds if seed.label in seeded)
     return Annotations(labels=labels, seeds=seeds, view=view), written
 
 
-def label_map(pipeline: JacobiNeRFPipeline, photo: Photo, written: Sequence[Label]) -> Int[np.ndarray, "height width"]:
-    """Renders a photo's label map, at the photo's original size; labels that are not `written` are 0."""
-    view = pipeline.model.label_view(photo.camera.generate_rays(camera_indices=0, keep_shape=True))
-    wanted = {label.id for label in written}
-    ids = np.array([VOID_ID, *(x.id if x.id in wanted else VOID_ID for x in view.snapshot.labels)])
-    return at_size(ids[view.decision.labels.cpu().numpy()], photo.size)
+def label_map(labels: Labels, photo: Photo, written: Sequence[Label]) -> Int[np.ndarray, "height width"]:
+    """Render a photo's label map, at the photo's original size; labels that are not `written` are 0."""
+    ids = labels.render(photo.camera).ids
+    return at_size(np.where(np.isin(ids, [label.id for label in written]), ids, VOID_ID), photo.size)
 
 
 def at_size(ids: Int[np.ndarray, "rows columns"], size: tuple[int, int]) -> Int[np.ndarray, "height width"]:
@@ -211,8 +197,7 @@ def _made_of(
     run: Run, annotations: Annotations, written: Sequence[Label], photos: Sequence[Photo], settings: PropagateSettings
 ) -> dict[str, Any]:
     """All that decides what the files hold. Weights count by content: runs are moved, and trained anew."""
-    assert run.pipeline.labels is not None
-    folder = run.pipeline.labels.store.folder
+    folder = run.annotations_file.parent
     masks = ((folder / seed.file).read_bytes() for seed in annotations.seeds if isinstance(seed, Mask))
     weights = (tensor.cpu().numpy().tobytes() for tensor in run.pipeline.model.state_dict().values())
     return {
@@ -240,9 +225,7 @@ def _digest(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def _write_all(
-    pipeline: JacobiNeRFPipeline, planned: Sequence[PhotoFiles], result: Propagated, format: OutputFormat
-) -> None:
+def _write_all(fitted: Labels, planned: Sequence[PhotoFiles], result: Propagated, format: OutputFormat) -> None:
     labels = result.labels
     result.there_already = sum(files.label_map.exists() for files in planned)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("photos")]
@@ -257,7 +240,7 @@ def _write_all(
             if files.label_map.exists():
                 ids = photo_files.read_finished(files, labels)
             else:
-                ids = label_map(pipeline, files.photo, labels)
+                ids = label_map(fitted, files.photo, labels)
                 write_index_png(files.label_map, ids, labels)
                 result.rendered += 1
                 progress.advance(task)

@@ -21,7 +21,7 @@ from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
-from jacobinerf_ns.tasks.photos import Photo
+from jacobinerf_ns.photos import Photo
 
 MANIFEST_NAME = "propagation.json"
 COCO_NAME = "annotations.coco.json"

@@ -24,9 +24,9 @@ from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positi
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
+from jacobinerf_ns.photos import Photo
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.photo_files import check_capture_is_safe
-from jacobinerf_ns.tasks.photos import Photo
 
 HEAT_MAPS, MASKS = "heat_maps", "masks"
 """Folders of the answers."""

@@ -4,12 +4,13 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from jacobinerf_ns.datamanager import FeatureDataManager
+from jacobinerf_ns.errors import UserError
 
 Split = Literal["train", "test", "all"]
 
@@ -33,13 +34,18 @@ class Photo:
 
 
 def list_photos(data: FeatureDataManager, split: Split, full_resolution: bool = False) -> list[Photo]:
-    """Photos of a split, in the capture's order, each once; `all` is the training photos and then the others.
+    """List the photos of a split, in the capture's order, each once; `all` is the training photos and then the others.
 
     Args:
         data: of an opened run.
         split: which photos.
         full_resolution: cameras of the originals, instead of those that the run trains with.
+
+    Raises:
+        UserError: there is no such split.
     """
+    if split not in get_args(Split):
+        raise UserError(f"no split {split!r}: expected one of {', '.join(map(repr, get_args(Split)))}")
     datasets = {"train": data.train_dataset, "test": data.eval_dataset}
     chosen = ["train", "test"] if split == "all" else [split]
     folder = _capture_folder(data)
