@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label, ViewSettings
-from jacobinerf_ns.core.propagation import PAPER, PropagationConfig
+from jacobinerf_ns.core.propagation import PAPER_PROPAGATION, PropagationConfig
 from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
@@ -63,7 +63,7 @@ class LabelCost:
                 "one_3d": shown(1, in_space),
                 "many_3d": shown(MANY, in_space),
                 "ours_cosine": shown(PAPER_LABELS),
-                "ours_exact": shown(PAPER_LABELS, PAPER),
+                "ours_exact": shown(PAPER_LABELS, PAPER_PROPAGATION),
                 "paper": paper,
             }
         )
@@ -113,14 +113,14 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
     """Response of each pixel to each label by rendering the view again with perturbed weights, label by label."""
     model = pipeline.model
     model.label_source = None
-    snapshot = _keeper(pipeline, count, PAPER).current()
+    snapshot = _keeper(pipeline, count, PAPER_PROPAGATION).current()
     assert snapshot is not None
     vectors = snapshot.prototypes.vectors
     layer = model.field.mlp_head.rgb_layer
     original, before = layer.weight.clone(), _colours(pipeline, view)
     found = []
     for vector in vectors:
-        layer.weight.copy_(original + PAPER.step * vector[: original.numel()].view_as(original))
+        layer.weight.copy_(original + PAPER_PROPAGATION.step * vector[: original.numel()].view_as(original))
         found.append((_colours(pipeline, view) - before).abs().mean(-1))
     layer.weight.copy_(original)
     return torch.stack(found, dim=-1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Annotations, Click, Label
 from jacobinerf_ns.datamanager import FeatureDataManager
-from jacobinerf_ns.demo.run import centre_pixel
+from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations

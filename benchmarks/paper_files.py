@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from recipes import METHODS, PARSERS, Recipe
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.contenders import Method as Contender
-from jacobinerf_ns.evaluation.reports import TITLES
+from jacobinerf_ns.evaluation.registry import CONTENDERS
+from jacobinerf_ns.evaluation.registry import Method as Contender
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 Task = Literal["semantic-sparse", "semantic-dense", "instance-sparse", "instance-dense"]
@@ -19,8 +19,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 def check_contender(name: Any) -> Any:
     """The name. Errors: `UserError`, nobody is called so."""
-    if name not in TITLES:
-        raise UserError(f"unknown contender {name}: expected one of {', '.join(TITLES)}")
+    if name not in CONTENDERS:
+        raise UserError(f"unknown contender {name}: expected one of {', '.join(CONTENDERS)}")
     return name
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 from paper_files import check_contender, check_methods, read_benchmark
-from paper_tables import Scores, all_tables, description
+from paper_tables import TaskScores, all_tables, description
 from paper_units import Place, Unit, run_unit
 from recipes import JOB_FLAG, run_apart
 from rich.console import Console
@@ -113,7 +113,7 @@ class PaperProtocol:
         (_one_by_one if self.jobs == 1 else _side_by_side)(lacking, run, tell, self.jobs)
         return failed
 
-    def _collect(self, place: Place, units: list[Unit]) -> list[Scores]:
+    def _collect(self, place: Place, units: list[Unit]) -> list[TaskScores]:
         """All scores of the results' file, brought up to date; those that the command asks for are returned."""
         path = self.results / f"{place.name}.json"
         known = read_results(path)
@@ -132,14 +132,14 @@ class PaperProtocol:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return [scores for scores in known.values() if self._asked_for(scores)]
 
-    def _asked_for(self, scores: Scores) -> bool:
+    def _asked_for(self, scores: TaskScores) -> bool:
         """Whether the command's options leave this in; contenders are left out of the scores themselves."""
         limits = ((self.scenes, "scene"), (self.methods, "method"), (self.seeds, "seed"))
         if self.contenders:
             scores["methods"] = {name: found for name, found in scores["methods"].items() if name in self.contenders}
         return all(not wanted or scores[key] in wanted for wanted, key in limits)
 
-    def _write_tables(self, place: Place, found: list[Scores]) -> None:
+    def _write_tables(self, place: Place, found: list[TaskScores]) -> None:
         tables = all_tables(place.benchmark, found)
         said = description(place.benchmark, found)
         labels = [f"tab:{place.name}-{i}" for i in range(1, len(tables) + 1)]

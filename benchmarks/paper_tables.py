@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 from paper_files import TASKS, Benchmark
 from tables import Table, mean_and_range
 
-from jacobinerf_ns.evaluation.reports import TITLES
+from jacobinerf_ns.evaluation import labels
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 
-Scores = dict[str, Any]
+TaskScores = dict[str, Any]
 """Content of one file of scores."""
 MEASURES = {
-    "miou": "mIoU",
-    "miou_labelled": "mIoU, labelled",
-    "class_average_accuracy": "class average",
-    "total_accuracy": "accuracy",
+    name: labels.MEASURES[name] for name in ("miou", "miou_labelled", "class_average_accuracy", "total_accuracy")
 }
 LISTED = "mIoU, listed"
 CAPTIONS = {
@@ -40,7 +38,7 @@ class Value(NamedTuple):
     number: float
 
 
-def all_tables(benchmark: Benchmark, scores: Sequence[Scores]) -> list[Table]:
+def all_tables(benchmark: Benchmark, scores: Sequence[TaskScores]) -> list[Table]:
     """PSNR, then for every task the means over scenes and the mIoU of every scene; tables without numbers are left out.
 
     Args:
@@ -58,7 +56,7 @@ def all_tables(benchmark: Benchmark, scores: Sequence[Scores]) -> list[Table]:
     return tables
 
 
-def description(benchmark: Benchmark, scores: Sequence[Scores]) -> list[str]:
+def description(benchmark: Benchmark, scores: Sequence[TaskScores]) -> list[str]:
     """What the tables have to say with them: how they are made, the teacher, the trainings' lengths, absent classes."""
     lines = [HEADER]
     kind = benchmark.extractor["kind"]
@@ -75,7 +73,7 @@ def description(benchmark: Benchmark, scores: Sequence[Scores]) -> list[str]:
     return lines
 
 
-def psnr_table(scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
+def psnr_table(scores: Sequence[TaskScores], scenes: Sequence[str]) -> Table:
     """Held-out PSNR of plain and shaped fields, per scene and in the mean."""
     values: dict[tuple[str, str], dict[tuple[str, int], float]] = defaultdict(dict)
     for entry in scores:
@@ -89,16 +87,16 @@ def psnr_table(scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
     return Table("PSNR of held-out views (dB)", ["method", "field", *scenes, "mean", "trainings"], rows, 2)
 
 
-def task_table(task: str, scores: Sequence[Scores], classes: Sequence[str] | None) -> Table:
+def task_table(task: str, scores: Sequence[TaskScores], classes: Sequence[str] | None) -> Table:
     """Every measure of every contender, means over scenes."""
-    measures: dict[str, Callable[[Scores], float | None]] = {
+    measures: dict[str, Callable[[TaskScores], float | None]] = {
         title: lambda entry, measure=measure: entry["mean"][measure] for measure, title in MEASURES.items()
     }
     if classes is not None and task.startswith("semantic"):
         measures[LISTED] = lambda entry: miou_of(entry["class_iou"], classes)
     rows = []
     for (method, contender), found in _by_row(scores).items():
-        row = [method, TITLES[contender]]
+        row = [method, CONTENDERS[contender].title]
         for measure in measures.values():
             numbers = [
                 Value(scene, seed, value) for scene, seed, entry in found if (value := measure(entry)) is not None
@@ -108,12 +106,12 @@ def task_table(task: str, scores: Sequence[Scores], classes: Sequence[str] | Non
     return Table(f"{CAPTIONS[task]}: mean over scenes", ["method", "contender", *measures, "trainings"], rows, 2)
 
 
-def scene_table(task: str, scores: Sequence[Scores], scenes: Sequence[str]) -> Table:
+def scene_table(task: str, scores: Sequence[TaskScores], scenes: Sequence[str]) -> Table:
     """mIoU of every contender on every scene."""
     rows = []
     for (method, contender), found in _by_row(scores).items():
         numbers = [Value(scene, seed, entry["mean"]["miou"]) for scene, seed, entry in found]
-        rows.append([method, TITLES[contender], *_by_scene(numbers, scenes, 3)])
+        rows.append([method, CONTENDERS[contender].title, *_by_scene(numbers, scenes, 3)])
     return Table(f"{CAPTIONS[task]}: mIoU per scene", ["method", "contender", *scenes], rows, 2)
 
 
@@ -125,7 +123,7 @@ def miou_of(class_iou: dict[str, list[float | None]], classes: Sequence[str]) ->
     return statistics.mean(means) if means else None
 
 
-def absent_classes(scores: Sequence[Scores], classes: Sequence[str]) -> list[str]:
+def absent_classes(scores: Sequence[TaskScores], classes: Sequence[str]) -> list[str]:
     """Listed classes that occur in no scene: perhaps written otherwise there."""
     seen = {
         name
@@ -160,13 +158,13 @@ def _by_scene(values: Sequence[Value], scenes: Sequence[str], digits: int) -> li
     return cells
 
 
-def _by_row(scores: Sequence[Scores]) -> dict[tuple[str, str], list[tuple[str, int, Scores]]]:
+def _by_row(scores: Sequence[TaskScores]) -> dict[tuple[str, str], list[tuple[str, int, TaskScores]]]:
     """(scene, seed, a contender's scores) by method and contender, contenders in the order of their names' list."""
     rows = defaultdict(list)
     for entry in scores:
         for contender, found in entry["methods"].items():
             rows[entry["method"], contender].append((entry["scene"], entry["seed"], found))
-    methods, order = list(dict.fromkeys(method for method, _ in rows)), list(TITLES)
+    methods, order = list(dict.fromkeys(method for method, _ in rows)), list(CONTENDERS)
     return dict(sorted(rows.items(), key=lambda row: (methods.index(row[0][0]), order.index(row[0][1]))))
 
 

@@ -15,13 +15,14 @@ from paper_files import Benchmark, Task
 from recipes import Recipe, Variant, is_trained, open_variant, train_variant
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, Truth
-from jacobinerf_ns.evaluation.contenders import Method as Contender
-from jacobinerf_ns.evaluation.contenders import Scene
+from jacobinerf_ns.evaluation.annotators import Annotator
+from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import evaluate
+from jacobinerf_ns.evaluation.registry import Method as Contender
+from jacobinerf_ns.evaluation.registry import needs_unshaped_run
 from jacobinerf_ns.files.atomic import write_json
+from jacobinerf_ns.labels.truth import Truth
 
-UNSHAPED: tuple[Contender, ...] = ("unshaped", "unshaped-plus")
 _NOT_SETTINGS = ("name", "method", "seeds", "variants", "unshaped")
 
 
@@ -90,7 +91,7 @@ class Place:
     def variants(self) -> tuple[Variant, ...]:
         """What is trained: fields without shaping only where a contender is one."""
         contenders = [contender for wanted in self.benchmark.tasks.values() for contender in wanted]
-        return ("plain", "shaped") if any(one in UNSHAPED for one in contenders) else ("shaped",)
+        return ("plain", "shaped") if any(map(needs_unshaped_run, contenders)) else ("shaped",)
 
     def settings(self, unit: Unit) -> dict[str, Any]:
         """All that decides about the numbers of a unit, beside its name and seed, as JSON gives it back."""
@@ -145,12 +146,12 @@ def run_unit(place: Place, unit: Unit, contenders: Sequence[Contender] = ()) -> 
     lacking = place.missing(unit, contenders)
     if not lacking:
         return
-    fields = {variant: open_variant(place.runs, recipe, variant, unit.seed) for variant in place.variants}
-    scene = Scene(fields["shaped"], fields.get("plain"))
+    pipelines = {variant: open_variant(place.runs, recipe, variant, unit.seed) for variant in place.variants}
+    fields = TrainedFields(pipelines["shaped"], pipelines.get("plain"))
     for task, wanted in lacking.items():
         torch.manual_seed(unit.seed)
         annotator, seeds = ANNOTATORS[task], place.benchmark.annotators
-        found = evaluate(scene, annotator, wanted, seeds, recipe.stride).as_dict()
+        found = evaluate(fields, annotator, wanted, seeds, recipe.stride).as_dict()
         known = (place.read_scores(unit, task) or {"methods": {}})["methods"]
         content = {**unit._asdict(), "task": task, **found, "methods": {**known, **found["methods"]}}
         write_json(place.scores_path(unit, task), content, overwrite=True)

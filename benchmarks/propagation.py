@@ -35,9 +35,10 @@ from tables import mean_and_range
 
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.evaluation.annotators import Annotator, Protocol
-from jacobinerf_ns.evaluation.contenders import Method, Scene
+from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import evaluate
-from jacobinerf_ns.evaluation.reports import TITLES, write_report
+from jacobinerf_ns.evaluation.registry import CONTENDERS, Method
+from jacobinerf_ns.evaluation.reports import write_report
 from jacobinerf_ns.files.atomic import atomic_write
 
 UNSHAPED: tuple[Method, ...] = ("unshaped", "unshaped-plus", "teacher")
@@ -147,10 +148,10 @@ def evaluate_job(recipe_path: str, unshaped_path: str, seed: str, group: str, wo
     work, number = Path(work_dir), int(seed)
     compares = any(method in UNSHAPED for methods in GROUPS[group].values() for method in methods)
     plain = open_variant(work, unshaped, "plain", number) if compares else None
-    scene = Scene(open_variant(work, recipe, "shaped", number), plain)
+    fields = TrainedFields(open_variant(work, recipe, "shaped", number), plain)
     found = {}
     for protocol, methods in GROUPS[group].items():
-        result = evaluate(scene, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)
+        result = evaluate(fields, Annotator(protocol), methods, ANNOTATORS, recipe.stride, pictures=2)
         write_report(result, Path(report).with_suffix(""), protocol)
         found[protocol] = result.as_dict()
     with atomic_write(Path(report)) as temporary:
@@ -197,7 +198,7 @@ def table(name: str, content: dict[str, Any]) -> list[str]:
     methods = list(dict.fromkeys(m for group in GROUPS.values() for names in group.values() for m in names))
     order = sorted(methods, key=lambda m: -_mean(runs, "sparse", m, "miou"))
     for method in order:
-        title = f"**{TITLES[method]}**" if method not in RIVALS else TITLES[method]
+        title = CONTENDERS[method].title if method in RIVALS else f"**{CONTENDERS[method].title}**"
         cells = [
             _cell(runs, protocol, method, measure)
             for measure in ("miou", "total_accuracy")

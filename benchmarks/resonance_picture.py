@@ -13,7 +13,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.evaluation.shaping_quality import RenderedView, render_view
+from jacobinerf_ns.evaluation.shaping_quality import RenderedView, render_jacobians
 from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
@@ -47,7 +47,7 @@ class ResonancePicture:
         place = names.index(self.image)
         camera = data.train_dataset.cameras[place : place + 1]
         photo = data.train_dataset[place]["image"][..., :3]
-        before, after = render_view(plain.model, camera), render_view(shaped.model, camera)
+        before, after = render_jacobians(plain.model, camera), render_jacobians(shaped.model, camera)
         row = [
             Tile(photo, "photo, one click", self.pixel),
             Tile(after.rgb, "rendering, shaped"),
@@ -57,7 +57,7 @@ class ResonancePicture:
         rows = [row, []]
         step = max(1, len(data.eval_dataset) // max(1, self.others))
         for i in range(0, step * self.others, step):
-            view = render_view(shaped.model, data.eval_dataset.cameras[i : i + 1])
+            view = render_jacobians(shaped.model, data.eval_dataset.cameras[i : i + 1])
             rows[1].append(Tile(data.eval_dataset[i]["image"][..., :3], "held-out photo"))
             rows[1].append(Tile(self._resonance(view, after), "its resonance, shaped"))
         write_sheet(self.output, [row for row in rows if row], self.tile_width)

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jacobinerf_ns.errors import one_line_exit
-from jacobinerf_ns.evaluation import shaping_quality as evaluation
+from jacobinerf_ns.evaluation import shaping_quality
 from jacobinerf_ns.files.atomic import atomic_write
 
 ROWS = {
@@ -81,10 +81,10 @@ def run_job(recipe_path: str, data: str, work_dir: str, report_path: str, varian
     pipeline = open_variant(work, recipe, variant, int(seed))
     data_manager = pipeline.datamanager
     if data_manager.frames("eval")[0].semantics is None:
-        report: dict[str, Any] = {"psnr": evaluation.held_out_psnr(pipeline)}
+        report: dict[str, Any] = {"psnr": shaping_quality.held_out_psnr(pipeline)}
     else:
-        report = evaluation.evaluate_one_click(pipeline).as_dict()
-        report["teacher"] = evaluation.evaluate_teacher(data_manager)
+        report = shaping_quality.evaluate_one_click(pipeline).as_dict()
+        report["teacher"] = shaping_quality.evaluate_teacher(data_manager)
     with atomic_write(Path(report_path)) as temporary:
         temporary.write_text(json.dumps(report, indent=2))
 

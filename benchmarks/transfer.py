@@ -29,14 +29,14 @@ from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.matching import label_cosines
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PropagationConfig, decide
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene, Sight, make_exercise
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels
+from jacobinerf_ns.evaluation.exercise import TrainedFields, ViewPixels, make_exercise
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.index_maps import VOID_ID
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.run import open_run
 from jacobinerf_ns.tasks.transfer.files import match_picture
 from jacobinerf_ns.tasks.transfer.side import Side
@@ -45,7 +45,7 @@ from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 MEASURES = ("accuracy", "miou")
 WAYS = {"": PropagationConfig(), ", J-NeRF+": JNERF_PLUS}
-Predict = Callable[[Sight], Int[Tensor, "rays"]]
+Predict = Callable[[ViewPixels], Int[Tensor, "rays"]]
 """Class ids of the second capture."""
 
 
@@ -169,7 +169,7 @@ def annotate(side: Side, clicks: int, seed: int) -> Annotations:
     maps = read_truth(side.run.pipeline.datamanager.frames("train"))
     names = {identity: name for name, identity in class_ids(side).items()}
     labelled = Annotator("clicks", clicks).label(maps, seed)
-    return make_exercise(Scene(side.run.pipeline, None), labelled, names, False, Path()).annotations
+    return make_exercise(TrainedFields(side.run.pipeline, None), labelled, names, False, Path()).annotations
 
 
 def true_clicks(pair: Pair, clicks: int, seed: int) -> Annotations:
@@ -194,29 +194,27 @@ def true_clicks(pair: Pair, clicks: int, seed: int) -> Annotations:
 def propagated(pair: Pair, annotations: Annotations, config: PropagationConfig) -> Predict:
     """What the second run's own Jacobians make of clicks there."""
     shown = annotations.model_copy(update={"view": ViewSettings(propagation=config)})
-    keeper = pair.target.run.pipeline.keep_labels(FixedAnnotations(shown, Path()))
-    keeper.needs_surface = False
-    snapshot = keeper.current()
+    snapshot = pair.target.run.pipeline.label_maker().snapshot_of(shown, Path(), needs_surface=False)
     lookup = torch.tensor([VOID_ID, *(pair.ids.get(label.name, VOID_ID) for label in annotations.labels)])
 
-    def predict(sight: Sight) -> Tensor:
+    def predict(seen: ViewPixels) -> Tensor:
         if snapshot is None:
-            return torch.full((len(sight.pixels),), VOID_ID)
-        return lookup[decide(responses(Piece(sight.traced), snapshot), config).labels.cpu()]
+            return torch.full((len(seen.pixels),), VOID_ID)
+        return lookup[decide(responses(Piece(seen.shaped), snapshot), config).labels.cpu()]
 
     return predict
 
 
 def teacher_alone(pair: Pair, annotations: Annotations) -> Predict:
     """The nearest seed of the first capture to what the teacher says of each held-out photo: no field takes part."""
-    source, scene = pair.source, Scene(pair.target.run.pipeline, None)
+    source, fields = pair.source, TrainedFields(pair.target.run.pipeline, None)
     pixels = source.seed_pixels(annotations, Path(), torch.zeros(0, 3).long(), torch.zeros(0, 3))
     vectors = source.features(pixels.pixels)
     ids = torch.tensor([pair.ids.get(label.name, VOID_ID) for label in annotations.labels])
     assert len(annotations.seeds) == len(vectors), "clicks are one pixel each"
 
-    def predict(sight: Sight) -> Tensor:
-        features = scene.teacher_store("eval").sample(sight.pixels)
+    def predict(seen: ViewPixels) -> Tensor:
+        features = fields.teacher_store("eval").sample(seen.pixels)
         return ids[label_cosines(features, vectors, pixels.labels, len(annotations.labels)).argmax(-1)]
 
     return predict
@@ -227,7 +225,7 @@ def score(
 ) -> dict[tuple[str, int], dict[str, float]]:
     """Accuracy and mIoU over the shared classes, pooled over the held-out views."""
     pipeline = pair.target.run.pipeline
-    scene, truth = Scene(pipeline, None), read_truth(pipeline.datamanager.frames("eval"))
+    fields, truth = TrainedFields(pipeline, None), read_truth(pipeline.datamanager.frames("eval"))
     shared = torch.tensor(sorted(pair.ids.values()))
     count = max(int(shared.max()), *(int(view.max()) for view in truth)) + 1
     confusion = {key: torch.zeros(count, count, dtype=torch.long) for key in predictors}
@@ -236,10 +234,10 @@ def score(
         rows, cols = (torch.arange(step // 2, side, step) for side in view.shape)
         pixels = torch.cartesian_prod(torch.tensor([i]), rows, cols)
         for part in pixels.split(pipeline.model.config.eval_num_rays_per_chunk):
-            sight, seen = scene.look("eval", part), view[part[:, 1], part[:, 2]]
-            seen = torch.where(torch.isin(seen, shared), seen, VOID_ID)
+            seen, ids = fields.look("eval", part), view[part[:, 1], part[:, 2]]
+            ids = torch.where(torch.isin(ids, shared), ids, VOID_ID)
             for key, predict in predictors.items():
-                confusion[key] += metrics.confusion_matrix(predict(sight), seen, count, VOID_ID)
+                confusion[key] += metrics.confusion_matrix(predict(seen), ids, count, VOID_ID)
     found = {key: metrics.scores(matrix, shared.tolist()) for key, matrix in confusion.items()}
     return {key: {"accuracy": s.total_accuracy, "miou": s.miou_labelled} for key, s in found.items()}
 

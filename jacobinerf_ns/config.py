@@ -14,7 +14,7 @@ from jacobinerf_ns.model import JacobiNeRFModelConfig
 from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
-from jacobinerf_ns.shaping import PAPER, ShapingConfig
+from jacobinerf_ns.shaping import PAPER_SHAPING, ShapingConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 FULL_MODEL = JacobiNeRFModelConfig(
@@ -50,7 +50,7 @@ PAPER_MODEL = replace(
     detach_rendering_weights=False,
     detach_colours=False,
     shaping_gradient_below=1.0,
-    shaping=PAPER,
+    shaping=PAPER_SHAPING,
 )
 
 

@@ -20,10 +20,10 @@ from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
-from jacobinerf_ns.evaluation.annotators import read_truth
 from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper, LabelMaker
 from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
 from jacobinerf_ns.labels.tracer import in_eval_mode
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.panel.panel import Panel

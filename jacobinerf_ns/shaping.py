@@ -71,7 +71,7 @@ class ShapingConfig:
         return self.mig_loss_mult > 0 or self.norm_loss_mult > 0
 
 
-PAPER = ShapingConfig(pairs="threshold", temperature=1.0, mig_loss_mult=1e-2, norm_loss_mult=1e-2)
+PAPER_SHAPING = ShapingConfig(pairs="threshold", temperature=1.0, mig_loss_mult=1e-2, norm_loss_mult=1e-2)
 """The released code's behaviour: adaptive threshold, self a positive, no temperature, both weights 0.01."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jacobinerf_ns.demo.ray_tracer import trace_rays
 from jacobinerf_ns.demo.room import CLASSES, camera_path, furnished_room
-from jacobinerf_ns.demo.tracer import trace_rays
 
 VIEWS = 12
 STRIDE = 96

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jacobinerf_ns.demo.capture import VERSION, held_out_views, pixel_rays, render_view, write_capture
+from jacobinerf_ns.demo.capture import VERSION, held_out_views, pixel_rays, trace_view, write_capture
+from jacobinerf_ns.demo.ray_tracer import LIGHT_POINTS, Trace, trace_rays
 from jacobinerf_ns.demo.room import CLASSES, HALF, HEIGHT, camera_path, class_id, furnished_room
 from jacobinerf_ns.demo.solids import Material, Part, enter
-from jacobinerf_ns.demo.tracer import LIGHT_POINTS, Trace, trace_rays
 from jacobinerf_ns.errors import UserError
 
 WIDTH, HEIGHT_PIXELS, VIEWS = 96, 72, 48
@@ -128,7 +128,7 @@ def test_colour_does_not_tell_the_classes_apart(traces: list[Trace]) -> None:
 
 def test_colours_and_labels_of_the_middle_ray_belong_together() -> None:
     scene, pose = furnished_room(), camera_path(VIEWS)[0]
-    colour, centre, depth = render_view(scene, pose, 24, 18)
+    colour, centre, depth = trace_view(scene, pose, 24, 18)
     origins, directions = pixel_rays(pose, 24, 18)
     alone = trace_rays(scene, origins, directions)
     assert (centre.semantic == alone.semantic).all()

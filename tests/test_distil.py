@@ -23,8 +23,8 @@ from jacobinerf_ns.photos import list_photos
 from jacobinerf_ns.run import Run, open_run
 from jacobinerf_ns.tasks import queries as feature_queries
 from jacobinerf_ns.tasks.feature_field import files as feature_field_files
+from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import FILE_NAME, load_feature_field, save_feature_field
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField
 
 
 @pytest.fixture(scope="module")

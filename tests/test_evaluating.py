@@ -11,12 +11,14 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.annotations.schema import Annotations, Click, Label
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation import labels as evaluating
-from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels, read_truth
-from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene, make_exercise
+from jacobinerf_ns.evaluation.annotators import Annotator, draw_pixels
+from jacobinerf_ns.evaluation.exercise import Fitted, TrainedFields, make_exercise
+from jacobinerf_ns.evaluation.labels import Report, evaluate
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.truth import read_truth
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
 
@@ -32,9 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def scene(trained) -> Scene:
+def fields(trained) -> TrainedFields:
     trained.pipeline.eval()
-    return Scene(trained.pipeline, trained.pipeline)
+    return TrainedFields(trained.pipeline, trained.pipeline)
 
 
 @pytest.mark.parametrize(
@@ -66,22 +68,21 @@ def test_void_views_cannot_be_labelled():
         Annotator().label([torch.zeros(3, 3).long()], seed=0)
 
 
-def test_an_exercise_is_what_a_user_would_have_saved(scene, tmp_path):
-    maps = read_truth(scene.shaped.datamanager.frames("train"))
-    clicks = make_exercise(scene, Annotator().label(maps, 0), {1: "wall"}, as_mask=False, folder=tmp_path)
+def test_an_exercise_is_what_a_user_would_have_saved(fields, tmp_path):
+    maps = read_truth(fields.shaped.datamanager.frames("train"))
+    clicks = make_exercise(fields, Annotator().label(maps, 0), {1: "wall"}, as_mask=False, folder=tmp_path)
     for seed, identity in zip(clicks.annotations.seeds, clicks.labelled.ids.tolist(), strict=True):
         assert isinstance(seed, Click)
         assert int(maps[clicks.labelled.image][seed.pixel[1], seed.pixel[0]]) == seed.label == identity
-    dense = make_exercise(scene, Annotator("dense").label(maps, 0), {1: "wall"}, as_mask=True, folder=tmp_path)
+    dense = make_exercise(fields, Annotator("dense").label(maps, 0), {1: "wall"}, as_mask=True, folder=tmp_path)
     place = dense.labelled.image
     saved = read_label_map(tmp_path / "labelled.png", (maps[place].shape[0], maps[place].shape[1]))
     assert torch.equal(saved, maps[place])
 
 
-def test_every_method_is_fitted_and_scored_on_the_same_pixels(scene):
-    ours: tuple[Method, ...] = ("2d", "3d", "plus", "paper", "unshaped", "unshaped-plus")
-    methods = (*ours, *RIVALS)
-    report = evaluating.evaluate(scene, Annotator("sparse"), methods, seeds=(0, 1), stride=2, pictures=1)
+def test_every_method_is_fitted_and_scored_on_the_same_pixels(fields):
+    methods = tuple(CONTENDERS)
+    report = evaluate(fields, Annotator("sparse"), methods, seeds=(0, 1), stride=2, pictures=1)
     assert set(report.scores) == set(methods)
     for method in methods:
         assert len(report.scores[method]) == 2
@@ -93,22 +94,23 @@ def test_every_method_is_fitted_and_scored_on_the_same_pixels(scene):
     assert not json.dumps(report.as_dict(), allow_nan=False).startswith("nan")
 
 
-def test_a_perfect_contender_scores_one_and_a_constant_one_what_it_must(scene, monkeypatch):
-    truth = read_truth(scene.shaped.datamanager.frames("eval"))
+def test_a_perfect_contender_scores_one_and_a_constant_one_what_it_must(fields, monkeypatch):
+    truth = read_truth(fields.shaped.datamanager.frames("eval"))
 
-    def perfect(scene, exercise) -> Fitted:
-        def scores(sight):
-            image, rows, cols = sight.pixels.unbind(-1)
-            seen = torch.stack([truth[i][r, c] for i, r, c in zip(image, rows, cols, strict=True)])
-            return (seen[:, None] == torch.tensor(exercise.ids)).float()
+    def perfect(fields, exercise) -> Fitted:
+        def scores(seen):
+            image, rows, cols = seen.pixels.unbind(-1)
+            ids = torch.stack([truth[i][r, c] for i, r, c in zip(image, rows, cols, strict=True)])
+            return (ids[:, None] == torch.tensor(exercise.ids)).float()
 
         return Fitted(scores)
 
-    monkeypatch.setitem(RIVALS, "teacher", perfect)
-    monkeypatch.setitem(
-        RIVALS, "dff", lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), len(exercise.ids)))
+    monkeypatch.setattr("jacobinerf_ns.evaluation.rivals.teacher.fit", perfect)
+    monkeypatch.setattr(
+        "jacobinerf_ns.evaluation.rivals.feature_field.fit",
+        lambda fields, exercise: Fitted(lambda s: torch.ones(len(s.pixels), len(exercise.ids))),
     )
-    report = evaluating.evaluate(scene, Annotator("dense"), ("teacher", "dff"), seeds=(0, 1))
+    report = evaluate(fields, Annotator("dense"), ("teacher", "dff"), seeds=(0, 1))
     assert report.mean("teacher", "miou_labelled") == pytest.approx(1.0, abs=0.05)  # classes unseen there cost a little
     assert len(report.scores["teacher"]) == 1  # dense has nothing to draw
     constant = report.scores["dff"][0]
@@ -118,16 +120,16 @@ def test_a_perfect_contender_scores_one_and_a_constant_one_what_it_must(scene, m
     assert constant.class_iou[first] == pytest.approx(share)
 
 
-def test_unshaped_without_a_run_says_what_to_give(scene):
-    alone = Scene(scene.shaped, None)
+def test_unshaped_without_a_run_says_what_to_give(fields):
+    alone = TrainedFields(fields.shaped, None)
     with pytest.raises(UserError, match="--unshaped-config"):
-        evaluating.evaluate(alone, Annotator(), ("unshaped",), seeds=(0,))
+        evaluate(alone, Annotator(), ("unshaped",), seeds=(0,))
 
 
 def test_command_writes_numbers_and_pictures(trained, tmp_path):
     config = trained.base_dir / "config.yml"
     report = Evaluate((config,), methods=("2d",), seeds=(0,), stride=3, pictures=1, output_dir=tmp_path).main()
-    assert isinstance(report, evaluating.Report)
+    assert isinstance(report, Report)
     written = json.loads((tmp_path / "sparse.json").read_text())
     assert written["methods"]["2d"]["mean"]["miou"] == report.mean("2d", "miou")
     assert (tmp_path / "sparse.png").stat().st_size > 1000
@@ -137,15 +139,15 @@ def test_command_writes_numbers_and_pictures(trained, tmp_path):
         Evaluate((config,), stride=0).main()
 
 
-def test_reports_name_a_folder_that_cannot_be_written(scene, tmp_path):
-    report = evaluating.evaluate(scene, Annotator(), ("2d",), seeds=(0,), stride=6)
+def test_reports_name_a_folder_that_cannot_be_written(fields, tmp_path):
+    report = evaluate(fields, Annotator(), ("2d",), seeds=(0,), stride=6)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         write_report(report, tmp_path / "file" / "below", "sparse")
 
 
-def test_own_labels_are_scored_by_name_for_ns_eval(scene):
-    pipeline = scene.shaped
+def test_own_labels_are_scored_by_name_for_ns_eval(fields):
+    pipeline = fields.shaped
     data, model = pipeline.datamanager, pipeline.model
     assert pipeline._label_scores() == {}
     frame, maps = data.frames("train")[0], read_truth(data.frames("train"))

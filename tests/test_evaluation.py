@@ -10,22 +10,23 @@ from PIL import Image
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.cli.demo import Demo
-from jacobinerf_ns.demo.run import centre_pixel
+from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation import shaping_quality as evaluation
-from jacobinerf_ns.evaluation.annotators import read_truth, view_with_most_ids
+from jacobinerf_ns.evaluation import shaping_quality
+from jacobinerf_ns.evaluation.annotators import view_with_most_ids
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
+from jacobinerf_ns.labels.truth import read_truth
 
 
 def test_clicks_lie_on_their_class_and_depend_on_the_seed_only():
     classes = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    clicks = evaluation.one_click_per_class(classes, seed=5)
+    clicks = shaping_quality.one_click_per_class(classes, seed=5)
     assert [click.label for click in clicks] == [1, 2, 3]  # void is no class
     assert all(classes[click.row, click.col] == click.label for click in clicks)
-    assert clicks == evaluation.one_click_per_class(classes, seed=5)
-    assert clicks != evaluation.one_click_per_class(classes, seed=6)
+    assert clicks == shaping_quality.one_click_per_class(classes, seed=5)
+    assert clicks != shaping_quality.one_click_per_class(classes, seed=6)
 
 
 def test_the_view_with_most_classes_is_clicked():
@@ -36,17 +37,17 @@ def test_the_view_with_most_classes_is_clicked():
 def test_nearest_label_is_by_cosine_not_by_length():
     vectors = torch.tensor([[10.0, 1.0], [0.1, 1.0]])
     prototypes = torch.tensor([[0.0, 100.0], [0.01, 0.0]])
-    assert evaluation.nearest_label(vectors, prototypes, torch.tensor([7, 4])).tolist() == [4, 7]
+    assert shaping_quality.nearest_label(vectors, prototypes, torch.tensor([7, 4])).tolist() == [4, 7]
 
 
 def test_perfect_vectors_score_one_and_constant_ones_do_not():
     classes = torch.arange(4).repeat(6, 3) + 1
     perfect = torch.eye(5)[classes]
-    by_click, dense = evaluation.score_vectors(perfect, perfect.flatten(0, 1), classes, classes.flatten(), (0, 1))
+    by_click, dense = shaping_quality.score_vectors(perfect, perfect.flatten(0, 1), classes, classes.flatten(), (0, 1))
     assert by_click == (1.0, 1.0)
     assert dense == 1.0
     constant = torch.ones_like(perfect)
-    by_click, _ = evaluation.score_vectors(constant, constant.flatten(0, 1), classes, classes.flatten(), (0,))
+    by_click, _ = shaping_quality.score_vectors(constant, constant.flatten(0, 1), classes, classes.flatten(), (0,))
     assert by_click[0] == pytest.approx(1 / 16)  # one of four classes is guessed everywhere
 
 
@@ -59,11 +60,11 @@ def test_rendered_colour_is_the_models_own(tmp_path: Path):
     pipeline = start(tiny_config(tiny_capture(tmp_path / "room"), tmp_path)).pipeline
     pipeline.eval()
     camera = pipeline.datamanager.eval_dataset.cameras[:1]
-    view = evaluation.render_view(pipeline.model, camera)
+    view = shaping_quality.render_jacobians(pipeline.model, camera)
     assert torch.allclose(view.rgb, pipeline.model.get_outputs_for_camera(camera)["rgb"], atol=1e-6)
     assert view.jacobians.shape == (18, 24, 3 * (16 + 8))
     with pipeline.model.answering_by("trunk"):
-        trunk = evaluation.render_view(pipeline.model, camera)
+        trunk = shaping_quality.render_jacobians(pipeline.model, camera)
     assert torch.equal(trunk.rgb, view.rgb)
     assert trunk.jacobians.shape == (18, 24, 3 * 16)
 
@@ -71,9 +72,9 @@ def test_rendered_colour_is_the_models_own(tmp_path: Path):
 def test_teacher_and_field_are_scored_alike(tmp_path: Path):
     config = tiny_config(tiny_capture(tmp_path / "room"), tmp_path)
     data = start(config).pipeline.datamanager
-    noisy = evaluation.evaluate_teacher(data)
+    noisy = shaping_quality.evaluate_teacher(data)
     config.pipeline.datamanager.extractor = OracleConfig(noise=0.0, patch_size=1)
-    clean = evaluation.evaluate_teacher(start(config).pipeline.datamanager)
+    clean = shaping_quality.evaluate_teacher(start(config).pipeline.datamanager)
     assert clean["mean_click_miou"] > noisy["mean_click_miou"]
     assert clean["cosine_gap"] > 0.9
 

@@ -21,7 +21,7 @@ import jacobinerf_ns as jn
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Mask
 from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.cli.annotate import Annotate
-from jacobinerf_ns.core.propagation import PAPER
+from jacobinerf_ns.core.propagation import PAPER_PROPAGATION
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.tasks.masks import propagate
@@ -271,7 +271,7 @@ def test_what_no_label_can_be_made_of(run: jn.Run, notes: jn.Notes, image: str, 
     refused(notes, r"refine is -1, expected 0\.\.1000", refine=-1)
     refused(notes, r"propagation\.space: expected '2d' or '3d', found '4d'", space="4d")
     paper = run.annotations.annotations.model_copy(update={"view": notes.annotations.view})
-    paper = paper.model_copy(update={"view": paper.view.model_copy(update={"propagation": PAPER})})
+    paper = paper.model_copy(update={"view": paper.view.model_copy(update={"propagation": PAPER_PROPAGATION})})
     with pytest.raises(jn.UserError, match=r"void_below does nothing .* 'paper'"):
         run.fit(paper, void_below=0.5)
 

@@ -9,19 +9,19 @@ from rich.progress import Progress
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.core.jacobian import effective_weights
-from jacobinerf_ns.evaluation.rivals.linear_probe import linear_probe
+from jacobinerf_ns.evaluation.rivals import semantic_head
+from jacobinerf_ns.evaluation.rivals.linear_probe import linear_probe, rendered_activations
+from jacobinerf_ns.evaluation.rivals.semantic_head import SemanticHead, train_semantic_head
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.tasks.feature_field import training as head_training
-from jacobinerf_ns.tasks.feature_field.heads import (
+from jacobinerf_ns.tasks.feature_field.field import (
     FeatureField,
     FeatureFieldShape,
-    SemanticHead,
-    rendered_activations,
     unit_positions,
 )
-from jacobinerf_ns.tasks.feature_field.training import condense, distil, train_semantic_head
+from jacobinerf_ns.tasks.feature_field.training import condense, distil
 
 SMALL = FeatureFieldShape(num_levels=3, max_res=32, log2_hashmap_size=10, hidden=16)
 
@@ -57,7 +57,8 @@ def test_rendered_features_are_the_weighted_sum_of_the_samples_features(pipeline
     field = FeatureField(pipeline.model.field, dims=5, shape=SMALL)
     torch.nn.init.normal_(field.encoding.hash_table)
     field.scale.fill_(3.0)
-    samples = field(traced.trace)
+    positions = unit_positions(pipeline.model.field, traced.trace.ray_samples)
+    samples = field.scale * field.output(field._hidden(positions))
     assert samples.shape == (7, 6, 5)
     weights = effective_weights(traced.weights, traced.background)
     assert traced.background == "last_sample"
@@ -73,7 +74,8 @@ def test_rendered_logits_are_the_weighted_sum_of_the_samples_logits(pipeline, tr
     seen = (geometry - head.mean) / head.spread
     assert torch.allclose(seen.flatten(0, 1).mean(0), torch.zeros(15), atol=1e-4)
     assert torch.allclose(seen.flatten(0, 1).std(0, correction=0), torch.ones(15), atol=1e-3)
-    samples = head(traced.trace)
+    positions = unit_positions(pipeline.model.field, traced.trace.ray_samples)
+    samples = head.output(head._hidden(geometry, positions))
     assert samples.shape == (7, 6, 4)
     weights = effective_weights(traced.weights, traced.background)
     assert torch.allclose(head.rendered(traced), weighted_sum(weights, samples), atol=1e-5)
@@ -177,7 +179,7 @@ def test_semantic_head_learns_labels_and_leaves_the_field_alone(pipeline):
 
 
 def test_semantic_head_bounds_its_memory(pipeline, monkeypatch):
-    monkeypatch.setattr(head_training, "MAX_LABELLED_RAYS", 50)
+    monkeypatch.setattr(semantic_head, "MAX_LABELLED_RAYS", 50)
     pixels, _ = seen_pixels(pipeline)
     labels = (pixels[:, 2] > 11).long()
     rays = pipeline.datamanager.train_ray_generator(pixels)
@@ -196,7 +198,7 @@ def test_probe_separates_directions_whatever_their_length():
     centres = torch.eye(3, 8)
     vectors = centres[labels] + 0.1 * torch.randn(90, 8)
     probe = linear_probe(vectors, labels, num_labels=3)
-    assert torch.equal(probe.predict(vectors), labels)
+    assert torch.equal(probe.logits(vectors).argmax(-1), labels)
     lengths = torch.rand(90, 1) * 50 + 0.1
     assert torch.allclose(probe.logits(vectors * lengths), probe.logits(vectors), atol=1e-4)
     assert torch.allclose(linear_probe(vectors * lengths, labels, 3).weight, probe.weight, atol=1e-3)
@@ -213,10 +215,24 @@ def test_probe_is_at_the_minimum_of_its_loss():
     assert torch.allclose(error.sum(0), torch.zeros(3), atol=1e-4)
 
 
+@pytest.mark.parametrize("present", [(0, 1), (0, 2), (0, 1, 3)])
+def test_probe_of_labels_that_do_not_all_occur_is_at_the_same_minimum(present: tuple[int, ...]):
+    torch.manual_seed(2)
+    vectors, chosen = torch.randn(30, 4), torch.tensor(present)
+    probe = linear_probe(vectors, chosen[torch.arange(30) % len(present)], num_labels=4, l2=0.1)
+    few = linear_probe(vectors, torch.arange(30) % len(present), num_labels=len(present), l2=0.1)
+    assert torch.allclose(probe.logits(vectors)[:, chosen], few.logits(vectors), atol=1e-5)
+    inputs = (F.normalize(vectors, dim=-1) - few.mean) / few.spread
+    target = F.one_hot(torch.arange(30) % len(present))
+    error = (few.logits(vectors).softmax(-1) - target) / 30
+    assert torch.allclose(error.T @ inputs, -0.1 * few.weight, atol=1e-4)
+    assert set(probe.logits(vectors).argmax(-1).tolist()) <= set(present)
+
+
 def test_probe_by_one_click_each_is_the_nearer_click():
     clicks = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     probe = linear_probe(clicks, torch.tensor([0, 1]), num_labels=2)
-    assert probe.predict(torch.tensor([[5.0, 4.0], [0.1, 0.2]])).tolist() == [0, 1]
+    assert probe.logits(torch.tensor([[5.0, 4.0], [0.1, 0.2]])).argmax(-1).tolist() == [0, 1]
     one = linear_probe(clicks[:1], torch.tensor([0]), num_labels=1)
     assert torch.isfinite(one.logits(clicks)).all()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import Float
 from nerfstudio.model_components.renderers import RGBRenderer
 from torch import Tensor
 
@@ -34,6 +35,31 @@ class Scene:
 def render(colours: Tensor, weights: Tensor, background: J.Background, training: bool) -> Tensor:
     renderer = RGBRenderer(background_color=background).train(training)
     return renderer(rgb=colours.clone(), weights=weights[..., None])
+
+
+def perturbed_colour(
+    weights: Float[Tensor, "rays samples"],
+    logits: Float[Tensor, "rays samples channels"],
+    activations: Float[Tensor, "rays samples hidden"],
+    direction: Float[Tensor, "channels hidden"],
+    step: float,
+    background: J.Background = "last_sample",
+    background_colour: Float[Tensor, "channels"] | None = None,
+) -> Float[Tensor, "rays channels"]:
+    """Return the exact rendered colour under W + t·G: σ(z + t·G a), composited from the samples at hand.
+
+    The same picture as re-rendering a network with changed weights, without the network: samples and rendering weights
+    do not depend on W. `logits` are the unperturbed z. `white` has its colour built in; `background_colour` (0..1)
+    replaces any constant background, as nerfstudio's override does.
+    """
+    colours = torch.sigmoid(logits + step * (activations @ direction.T))
+    rendered = (J.effective_weights(weights, background)[..., None] * colours).sum(dim=-2)
+    if background_colour is None:
+        constant = 1.0 if background == "white" else 0.0
+        background_colour = rendered.new_full(rendered.shape[-1:], constant)
+    if background == "last_sample":
+        return rendered
+    return rendered + background_colour * (1.0 - weights.sum(dim=-1, keepdim=True))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -89,10 +115,10 @@ def test_perturbed_colour_is_what_changed_weights_render(background: J.Backgroun
     scene, step = Scene(torch.float64), 0.3
     direction = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)[2]
     logits = scene.activations() @ scene.W.T + scene.b
-    found = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, step, background)
+    found = perturbed_colour(scene.weights, logits, scene.activations(), direction, step, background)
     expected = render(scene.colours(scene.W + step * direction), scene.weights, background, training=False)
     assert relative_error(found, expected) <= 1e-12
-    still = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, background)
+    still = perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, background)
     assert relative_error(still, render(scene.colours(), scene.weights, background, training=False)) <= 1e-12
 
 
@@ -121,7 +147,7 @@ def test_an_override_of_the_background_colour_is_blended_in():
     logits = scene.activations() @ scene.W.T + scene.b
     red = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     direction = torch.zeros(3, HIDDEN, dtype=torch.float64)
-    found = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, "black", red)
+    found = perturbed_colour(scene.weights, logits, scene.activations(), direction, 0.0, "black", red)
     plain = render(scene.colours(), scene.weights, "black", training=False)
     assert torch.allclose(found - plain, (1 - scene.weights.sum(-1, keepdim=True)) * red)
 
@@ -133,7 +159,7 @@ def test_response_is_the_first_order_change_of_the_perturbed_colour():
     direction = jacobians[1]
     errors = []
     for step in (1e-2, 1e-3):
-        change = J.perturbed_colour(scene.weights, logits, scene.activations(), direction, step, "white").mean(-1)
+        change = perturbed_colour(scene.weights, logits, scene.activations(), direction, step, "white").mean(-1)
         change = change - render(scene.colours(), scene.weights, "white", training=False).mean(-1)
         predicted = J.response(jacobians.flatten(1), direction.flatten()[None], step)[:, 0]
         errors.append(float((change - predicted).abs().max()))
@@ -174,9 +200,9 @@ def test_exact_response_is_the_difference_of_two_renderings(background):
     weights, activations, directions, layer = random_samples()
     logits = activations @ layer.T
     found = J.perturbed_response(weights, logits, activations, directions, 0.1, background)
-    before = J.perturbed_colour(weights, logits, activations, directions[0], 0.0, background)
+    before = perturbed_colour(weights, logits, activations, directions[0], 0.0, background)
     for k, direction in enumerate(directions):
-        after = J.perturbed_colour(
+        after = perturbed_colour(
             weights, activations @ (layer + 0.1 * direction).T, activations, direction, 0.0, background
         )
         assert torch.allclose(found[:, k], (after - before).abs().mean(-1), atol=1e-12)
@@ -225,7 +251,7 @@ def test_paper_3d_response_is_the_raw_output_of_perturbed_weights():
 def test_rendering_values_is_rendering_colour():
     weights, activations, _, layer = random_samples()
     logits = activations @ layer.T
-    expected = J.perturbed_colour(weights, logits, activations, layer, 0.0)
+    expected = perturbed_colour(weights, logits, activations, layer, 0.0)
     assert torch.allclose(J.render(weights, torch.sigmoid(logits)), expected)
 
 

@@ -21,12 +21,13 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene
+from jacobinerf_ns.evaluation.annotators import Annotator
+from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import Report, evaluate
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.files.index_maps import read_classes
 from jacobinerf_ns.files.names import match_by_name
+from jacobinerf_ns.labels.truth import read_truth
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +333,7 @@ def test_training_and_evaluation_with_blender_data(blender: tuple[Path, Path]):
     trainer.train()
     trainer.pipeline.eval()
     config_path = trainer.base_dir / "config.yml"
-    report = evaluate(Scene(trainer.pipeline, None), Annotator(), ("2d",), seeds=(0,), stride=4)
+    report = evaluate(TrainedFields(trainer.pipeline, None), Annotator(), ("2d",), seeds=(0,), stride=4)
     assert set(report.names.values()) <= set(read_classes(labels / "classes.json").values())
     saved = config_path.read_text().replace("label_dir:", "no_label_dir:")
     (config_path.parent / "without.yml").write_text(saved)

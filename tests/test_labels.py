@@ -13,7 +13,7 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, write_annotations
-from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig, Prototypes
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import prototype_responses, responses
@@ -410,7 +410,7 @@ def test_boxes_vote_and_presets_are_known(pipeline):
     snapshot = show(pipeline, seeds)
     assert len(snapshot.prototypes.vectors) == 128
     assert JNERF_PLUS.refine > 0
-    assert PAPER.decision == "paper"
+    assert PAPER_PROPAGATION.decision == "paper"
 
 
 def test_responses_without_prototypes_are_zero(pipeline):

@@ -15,13 +15,21 @@ from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSett
 from jacobinerf_ns.cli.evaluate import Evaluate
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import read_truth
-from jacobinerf_ns.evaluation.contenders import RIVALS, Fitted, Method, Scene
-from jacobinerf_ns.evaluation.object_views import ObjectTask, make_object_exercise, mark, object_views, reference_view
-from jacobinerf_ns.evaluation.objects import evaluate_object, object_scores
+from jacobinerf_ns.evaluation.exercise import Fitted, TrainedFields
+from jacobinerf_ns.evaluation.objects import (
+    ObjectTask,
+    evaluate_object,
+    make_object_exercise,
+    mark,
+    object_scores,
+    object_views,
+    reference_view,
+)
+from jacobinerf_ns.evaluation.registry import Method
 from jacobinerf_ns.evaluation.reports import object_means, object_table, picture_rows, write_report
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, read_mask, scribbles_at
 from jacobinerf_ns.labels.keeper import FixedAnnotations
+from jacobinerf_ns.labels.truth import read_truth
 
 ONE_LABEL: tuple[Method, ...] = ("2d", "3d", "plus", "unshaped", "teacher")
 TWO_LABELS: tuple[Method, ...] = ("paper", "probe")
@@ -37,9 +45,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def scene(trained) -> Scene:
+def fields(trained) -> TrainedFields:
     trained.pipeline.eval()
-    return Scene(trained.pipeline, trained.pipeline)
+    return TrainedFields(trained.pipeline, trained.pipeline)
 
 
 def save(path: Path, mask: np.ndarray, size: tuple[int, int] | None = None) -> Path:
@@ -51,9 +59,9 @@ def save(path: Path, mask: np.ndarray, size: tuple[int, int] | None = None) -> P
 
 
 @pytest.fixture
-def masks(scene: Scene, tmp_path: Path) -> Path:
+def masks(fields: TrainedFields, tmp_path: Path) -> Path:
     """Masks of the class that most pixels have, for all six images, at twice their size."""
-    data = scene.shaped.datamanager
+    data = fields.shaped.datamanager
     frames = [*data.frames("train"), *data.frames("eval")]
     truth = read_truth(frames)
     largest = int(torch.cat([view.flatten() for view in truth]).bincount().argmax())
@@ -147,8 +155,8 @@ def test_scribbles_are_told_apart_by_name(scribbles: Path):
         find_scribbles([scribbles])
 
 
-def test_the_reference_is_not_scored_and_held_out_views_are(scene: Scene, masks: Path):
-    report = evaluate_object(scene, ObjectTask(masks, "0002"), ("2d",), seeds=(0, 1), stride=3)
+def test_the_reference_is_not_scored_and_held_out_views_are(fields: TrainedFields, masks: Path):
+    report = evaluate_object(fields, ObjectTask(masks, "0002"), ("2d",), seeds=(0, 1), stride=3)
     assert report.reference == "0002.png"
     assert sorted(report.views) == [f"000{i}.png" for i in (0, 1, 3, 4, 5)]
     assert report.held_out == 2
@@ -156,42 +164,42 @@ def test_the_reference_is_not_scored_and_held_out_views_are(scene: Scene, masks:
     assert all(len(row) == 5 for row in report.per_view["2d"])
     for name in ("0003.png", "0004.png"):
         (masks / name).unlink()
-    assert len(evaluate_object(scene, ObjectTask(masks, "0002"), ("2d",), seeds=(0,), stride=3).views) == 3
+    assert len(evaluate_object(fields, ObjectTask(masks, "0002"), ("2d",), seeds=(0,), stride=3).views) == 3
 
 
-def test_without_a_reference_the_training_view_that_shows_most(scene: Scene, masks: Path):
-    trained = {frame.path.stem for frame in scene.shaped.datamanager.frames("train")}
+def test_without_a_reference_the_training_view_that_shows_most(fields: TrainedFields, masks: Path):
+    trained = {frame.path.stem for frame in fields.shaped.datamanager.frames("train")}
     shares = {path.stem: read_mask(path).mean() for path in masks.iterdir() if path.stem in trained}
-    views = object_views(scene, masks)
+    views = object_views(fields, masks)
     assert reference_view(views, ObjectTask(masks)).frame.path.stem == max(shares, key=shares.__getitem__)
 
 
 @pytest.mark.parametrize("reference", ["0001", "0002"])
-def test_clicks_lie_on_the_object_and_rays_through_them(scene: Scene, masks: Path, reference: str):
-    views = object_views(scene, masks)
+def test_clicks_lie_on_the_object_and_rays_through_them(fields: TrainedFields, masks: Path, reference: str):
+    views = object_views(fields, masks)
     task = ObjectTask(masks, reference, clicks=5)
     view = reference_view(views, task)
     positive, negative = mark(view, task, seed=3)
     assert (len(positive), len(negative)) == (5, 0)
     assert view.mask is not None
     assert bool(view.mask[positive[:, 0], positive[:, 1]].all())
-    exercise = make_object_exercise(scene, view, positive, negative, two_labels=False)
-    data, pipeline = scene.shaped.datamanager, scene.shaped
+    exercise = make_object_exercise(fields, view, positive, negative, two_labels=False)
+    data, pipeline = fields.shaped.datamanager, fields.shaped
     seeds = pipeline.keep_labels(FixedAnnotations(exercise.annotations, Path()))._maker._traces._seed_rays(
         exercise.annotations, Path()
     )
-    expected = scene.rays(view.split, exercise.pixels)
+    expected = fields.rays(view.split, exercise.pixels)
     torch.testing.assert_close(seeds.rays.origins, expected.origins.cpu(), atol=1e-6, rtol=0)
     torch.testing.assert_close(seeds.rays.directions, expected.directions.cpu(), atol=1e-6, rtol=0)
     assert view.split == ("train" if view.frame in data.frames("train") else "eval")
 
 
-def test_the_mask_is_what_a_user_with_the_same_clicks_selects(scene: Scene, masks: Path):
+def test_the_mask_is_what_a_user_with_the_same_clicks_selects(fields: TrainedFields, masks: Path):
     """The same clicks in an annotation file, through the model's own outputs, pixel by pixel."""
     task = ObjectTask(masks, "0002", clicks=4, threshold=0.9)
-    view = reference_view(object_views(scene, masks), task)
+    view = reference_view(object_views(fields, masks), task)
     spots, _ = mark(view, task, seed=0)
-    report = evaluate_object(scene, task, ("2d",), seeds=(0,), pictures=5)
+    report = evaluate_object(fields, task, ("2d",), seeds=(0,), pictures=5)
     label = Label(id=1, name="thing", colour=(1, 2, 3))
     where = {"label": 1, "image": "0002.png", "width": 24, "height": 18}
     seeds = tuple(Click(pixel=(col, row), **where) for row, col in spots.tolist())
@@ -200,9 +208,9 @@ def test_the_mask_is_what_a_user_with_the_same_clicks_selects(scene: Scene, mask
     annotations = annotations.model_copy(
         update={"view": annotations.view.model_copy(update={"propagation": propagation})}
     )
-    keeper = scene.shaped.keep_labels(FixedAnnotations(annotations, Path()))
+    keeper = fields.shaped.keep_labels(FixedAnnotations(annotations, Path()))
     keeper.needs_surface = False
-    model, data = scene.shaped.model, scene.shaped.datamanager
+    model, data = fields.shaped.model, fields.shaped.datamanager
     shown = {shown.name: shown.predicted["2d"] == 1 for shown in report.shown}
     some = 0
     model.label_source = keeper
@@ -217,9 +225,9 @@ def test_the_mask_is_what_a_user_with_the_same_clicks_selects(scene: Scene, mask
     assert 0 < some < 2 * 18 * 24
 
 
-def test_every_method_competes_by_threshold_or_against_the_rest(scene: Scene, masks: Path, scribbles: Path):
+def test_every_method_competes_by_threshold_or_against_the_rest(fields: TrainedFields, masks: Path, scribbles: Path):
     task = ObjectTask(masks, "0001.png", (scribbles,))
-    report = evaluate_object(scene, task, (*ONE_LABEL, *TWO_LABELS), seeds=(0, 1), stride=3, pictures=1)
+    report = evaluate_object(fields, task, (*ONE_LABEL, *TWO_LABELS), seeds=(0, 1), stride=3, pictures=1)
     for method in (*ONE_LABEL, *TWO_LABELS):
         assert len(report.scores[method]) == 1  # strokes leave nothing to draw
         assert all(0.0 <= value <= 1.0 for value in report.scores[method][0]), method
@@ -229,22 +237,25 @@ def test_every_method_competes_by_threshold_or_against_the_rest(scene: Scene, ma
     assert (found["seeds"], found["reference"]) == ("scribbles", "0001.png")
 
 
-def test_perfect_and_constant_contenders_score_what_they_must(scene: Scene, masks: Path, monkeypatch):
-    views = {(view.split, view.frame.index): view.mask for view in object_views(scene, masks)}
+def test_perfect_and_constant_contenders_score_what_they_must(fields: TrainedFields, masks: Path, monkeypatch):
+    views = {(view.split, view.frame.index): view.mask for view in object_views(fields, masks)}
 
-    def perfect(scene, exercise) -> Fitted:
-        def scores(sight):
-            mask = views[sight.split, int(sight.pixels[0, 0])]
+    def perfect(fields, exercise) -> Fitted:
+        def scores(seen):
+            mask = views[seen.split, int(seen.pixels[0, 0])]
             assert mask is not None
-            return mask[sight.pixels[:, 1], sight.pixels[:, 2]].float()[:, None]
+            return mask[seen.pixels[:, 1], seen.pixels[:, 2]].float()[:, None]
 
         return Fitted(scores)
 
-    monkeypatch.setitem(RIVALS, "teacher", perfect)
-    monkeypatch.setitem(RIVALS, "dff", lambda scene, exercise: Fitted(lambda s: torch.ones(len(s.pixels), 1)))
-    report = evaluate_object(scene, ObjectTask(masks, "0001"), ("teacher", "dff"), seeds=(0,))
+    monkeypatch.setattr("jacobinerf_ns.evaluation.rivals.teacher.fit", perfect)
+    monkeypatch.setattr(
+        "jacobinerf_ns.evaluation.rivals.feature_field.fit",
+        lambda fields, exercise: Fitted(lambda s: torch.ones(len(s.pixels), 1)),
+    )
+    report = evaluate_object(fields, ObjectTask(masks, "0001"), ("teacher", "dff"), seeds=(0,))
     assert tuple(report.scores["teacher"][0]) == (1.0, 1.0, 1.0)
-    masked = {view.frame.path.name: view.mask for view in object_views(scene, masks) if view.mask is not None}
+    masked = {view.frame.path.name: view.mask for view in object_views(fields, masks) if view.mask is not None}
     shares = [float(masked[name].float().mean()) for name in report.views]
     assert len(shares) == 5
     assert report.scores["dff"][0].accuracy == pytest.approx(np.mean(shares))
@@ -252,17 +263,17 @@ def test_perfect_and_constant_contenders_score_what_they_must(scene: Scene, mask
     assert report.scores["dff"][0].iou_pooled == pytest.approx(np.mean(shares))
 
 
-def test_a_single_label_is_not_refined(scene: Scene, masks: Path):
+def test_a_single_label_is_not_refined(fields: TrainedFields, masks: Path):
     """Without a second label all that resembles the first counts as clearly its own, and it would drift to all."""
-    view = reference_view(object_views(scene, masks), ObjectTask(masks, "0002"))
+    view = reference_view(object_views(fields, masks), ObjectTask(masks, "0002"))
     positive, _ = mark(view, ObjectTask(masks, "0002"), seed=0)
     found = {}
     for two_labels in (False, True):
-        exercise = make_object_exercise(scene, view, positive, (positive + 5) % 18, two_labels)
+        exercise = make_object_exercise(fields, view, positive, (positive + 5) % 18, two_labels)
         for refine in (0, 5):
             settings = ViewSettings(propagation=PropagationConfig(refine=refine))
             annotations = exercise.annotations.model_copy(update={"view": settings})
-            keeper = scene.shaped.keep_labels(FixedAnnotations(annotations, Path()))
+            keeper = fields.shaped.keep_labels(FixedAnnotations(annotations, Path()))
             keeper.needs_surface = False
             snapshot = keeper.current()
             assert snapshot is not None
@@ -271,35 +282,35 @@ def test_a_single_label_is_not_refined(scene: Scene, masks: Path):
     assert not torch.allclose(found[True, 0], found[True, 5])
 
 
-def test_negative_strokes_take_pixels_away(scene: Scene, masks: Path, scribbles: Path):
+def test_negative_strokes_take_pixels_away(fields: TrainedFields, masks: Path, scribbles: Path):
     task = ObjectTask(masks, "0001", (scribbles,), threshold=0.0)
     alone = ObjectTask(masks, "0001", (scribbles / "0001_pos_0.png",), threshold=0.0)
     areas = []
     for each in (alone, task):
-        shown = evaluate_object(scene, each, ("2d",), seeds=(0,), stride=2, pictures=9).shown
+        shown = evaluate_object(fields, each, ("2d",), seeds=(0,), stride=2, pictures=9).shown
         areas.append(sum(int((view.predicted["2d"] == 1).sum()) for view in shown))
     assert areas[1] < areas[0]
 
 
-def test_strokes_beside_the_object_are_legal(scene: Scene, masks: Path, tmp_path: Path):
+def test_strokes_beside_the_object_are_legal(fields: TrainedFields, masks: Path, tmp_path: Path):
     outside = save(tmp_path / "pos.png", ~read_mask(masks / "0001.png"))
-    report = evaluate_object(scene, ObjectTask(masks, "0001", (outside,)), ("2d",), seeds=(0,), stride=4)
+    report = evaluate_object(fields, ObjectTask(masks, "0001", (outside,)), ("2d",), seeds=(0,), stride=4)
     assert 0.0 <= report.scores["2d"][0].iou <= 1.0
 
 
-def test_a_view_without_the_object_counts_for_accuracy_only(scene: Scene, masks: Path):
+def test_a_view_without_the_object_counts_for_accuracy_only(fields: TrainedFields, masks: Path):
     save(masks / "0003.png", np.zeros((18, 24), dtype=bool))
-    report = evaluate_object(scene, ObjectTask(masks, "0001"), ("2d",), seeds=(0,), stride=3)
+    report = evaluate_object(fields, ObjectTask(masks, "0001"), ("2d",), seeds=(0,), stride=3)
     place = report.views.index("0003.png")
     per_view = report.as_dict()["methods"]["2d"]["iou_per_view"][0]
     assert per_view[place] is None
     assert report.scores["2d"][0].iou == pytest.approx(np.mean([value for value in per_view if value is not None]))
 
 
-def test_every_bad_input_is_one_line(scene: Scene, masks: Path, scribbles: Path, tmp_path: Path):
+def test_every_bad_input_is_one_line(fields: TrainedFields, masks: Path, scribbles: Path, tmp_path: Path):
     def error(task: ObjectTask, methods: tuple[Method, ...] = ("2d",)) -> str:
         with pytest.raises(UserError) as caught:
-            evaluate_object(scene, task, methods, seeds=(0,), stride=4)
+            evaluate_object(fields, task, methods, seeds=(0,), stride=4)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -326,7 +337,7 @@ def test_every_bad_input_is_one_line(scene: Scene, masks: Path, scribbles: Path,
     assert "nothing to score" in error(ObjectTask(others, "0003"))
     (tmp_path / "empty").mkdir()
     assert "it is empty" in error(ObjectTask(tmp_path / "empty"))
-    held_out = scene.shaped.datamanager.frames("eval")[0].path.stem
+    held_out = fields.shaped.datamanager.frames("eval")[0].path.stem
     save(tmp_path / "eval only" / f"{held_out}.png", np.ones((18, 24), dtype=bool))
     assert "no training image has a mask" in error(ObjectTask(tmp_path / "eval only"))
 
@@ -373,8 +384,8 @@ def test_options_that_do_not_fit_are_refused(trained, masks: Path, settings: dic
         Evaluate((config,) * runs, masks=(masks,) * count, **settings).main()
 
 
-def test_reports_name_a_folder_that_cannot_be_written(scene: Scene, masks: Path, tmp_path: Path):
-    report = evaluate_object(scene, ObjectTask(masks, "0001"), ("2d",), seeds=(0,), stride=6)
+def test_reports_name_a_folder_that_cannot_be_written(fields: TrainedFields, masks: Path, tmp_path: Path):
+    report = evaluate_object(fields, ObjectTask(masks, "0001"), ("2d",), seeds=(0,), stride=6)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         write_report(report, tmp_path / "file" / "below", "object")

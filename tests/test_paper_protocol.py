@@ -15,7 +15,7 @@ from miniatures import write_replica, write_scannet
 
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.reports import TITLES
+from jacobinerf_ns.evaluation.registry import CONTENDERS
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -111,7 +111,7 @@ def test_replica_tables_have_the_numbers_of_the_reports(place: Path, replica: Pa
     text = (replica / "mini-replica.md").read_text()
     rows = rows_of(text, "Classes, one click per class in one view: mean over scenes")
     contenders = ["2d", "3d", "unshaped", "teacher", "probe"]
-    assert [row[:2] for row in rows] == [["jacobinerf-lite", TITLES[name]] for name in contenders]
+    assert [row[:2] for row in rows] == [["jacobinerf-lite", CONTENDERS[name].title] for name in contenders]
     for row, name in zip(rows, contenders, strict=True):
         found = sparse["methods"][name]
         assert len(found["miou"]) == 2  # two draws of the clicks
@@ -119,7 +119,7 @@ def test_replica_tables_have_the_numbers_of_the_reports(place: Path, replica: Pa
         assert row[5] == f"{sum(found['total_accuracy']) / 2:.3f}"
         assert row[6] == "1"
     dense = rows_of(text, "Classes, one view labelled whole: mIoU per scene")
-    assert [row[1] for row in dense] == [TITLES["2d"], TITLES["network"]]
+    assert [row[1] for row in dense] == [CONTENDERS["2d"].title, CONTENDERS["network"].title]
     assert "Teacher: oracle, patch_size 4; made from the ground truth itself" in text
     assert "jacobinerf-lite: 8 steps, shaped fields from step 4 on." in text
     psnr = rows_of(text, "PSNR of held-out views (dB)")
@@ -128,7 +128,7 @@ def test_replica_tables_have_the_numbers_of_the_reports(place: Path, replica: Pa
         ["jacobinerf-lite", "shaped", f"{sparse['psnr']:.2f}"],
     ]
     tex = (replica / "mini-replica.tex").read_text()
-    assert f"{TITLES['2d']} & {rows[0][2]} &" in tex
+    assert f"{CONTENDERS['2d'].title} & {rows[0][2]} &" in tex
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 5
 
 
@@ -162,7 +162,7 @@ def test_tables_come_from_the_numbers_alone(replica: Path, place: Path, tmp_path
     rows = rows_of(
         (replica / "mini-replica.md").read_text(), "Classes, one click per class in one view: mIoU per scene"
     )
-    assert [row[1] for row in rows] == [TITLES["teacher"]]
+    assert [row[1] for row in rows] == [CONTENDERS["teacher"].title]
     with pytest.raises(UserError, match="there are no numbers to show"):
         command(place, REPLICA, tables_only=True, scenes=("room_1",)).main()
 

@@ -24,7 +24,7 @@ from jacobinerf_ns.annotations.formats.png import read_legend
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Mask, ViewSettings
 from jacobinerf_ns.annotations.store import write_annotations
 from jacobinerf_ns.cli.propagate import INTERRUPTED, Propagate
-from jacobinerf_ns.core.propagation import PAPER, PropagationConfig
+from jacobinerf_ns.core.propagation import PAPER_PROPAGATION, PropagationConfig
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError
@@ -561,7 +561,7 @@ def test_bad_annotations_are_one_line(config_path: Path, tmp_path: Path):
     refused(config_path, tmp_path, own, r"no label 'flor' among 2 labels: did you mean floor", labels=("flor",))
     refused(config_path, tmp_path, own, r"refine is -1, expected 0\.\.1000", refine=-1)
     refused(config_path, tmp_path, own, r"void_below is 1\.5, expected 0\.\.1", void_below=1.5)
-    paper = own.model_copy(update={"view": ViewSettings(propagation=PAPER)})
+    paper = own.model_copy(update={"view": ViewSettings(propagation=PAPER_PROPAGATION)})
     refused(config_path, tmp_path, paper, r"void_below does nothing .* 'paper'", void_below=0.5)
     (tmp_path / "a.json").write_text("{")
     refused(config_path, tmp_path, None, r"a\.json is not valid JSON")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jacobinerf_ns.core import refinement
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.core.propagation import (
-    PAPER,
     PAPER_CLIP,
+    PAPER_PROPAGATION,
     PropagationConfig,
     Prototypes,
     Seeds,
@@ -206,8 +206,9 @@ def test_paper_decision_equals_a_slow_loop(generator):
 
 
 def test_paper_preset_is_the_release():
-    assert replace(PropagationConfig(), prototypes="mean", response="raw", exact=True, decision="paper") == PAPER
-    assert PAPER.step == 0.1
+    paper = replace(PropagationConfig(), prototypes="mean", response="raw", exact=True, decision="paper")
+    assert paper == PAPER_PROPAGATION
+    assert PAPER_PROPAGATION.step == 0.1
 
 
 def test_refinement_moves_a_shaded_click_to_its_entity_and_keeps_negatives(generator):

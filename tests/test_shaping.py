@@ -229,7 +229,7 @@ def test_shaping_terms_report_what_they_compare():
     assert math.isclose(float(terms.positive_share), 1 / 3, abs_tol=1e-3)
     assert float(terms.norm) == pytest.approx(0.0, abs=1e-10)
     assert float(threshold) == pytest.approx(0.8)
-    terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.PAPER)
+    terms, _ = S.shaping_terms(jacobians, features, torch.tensor(0.8), S.PAPER_SHAPING)
     # Self is a positive of the paper's rule: two positives of cosine 1, two negatives of cosine 0.6.
     assert math.isclose(float(terms.mig), -math.log(math.e / (math.e + math.exp(0.6))), abs_tol=1e-6)
     assert terms.cosine_positive is not None

@@ -18,19 +18,20 @@ from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
 from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.cli.transfer import Transfer
-from jacobinerf_ns.core.matching import NOBODY
-from jacobinerf_ns.core.propagation import PAPER
+from jacobinerf_ns.core.matching import UNLABELLED
+from jacobinerf_ns.core.propagation import PAPER_PROPAGATION
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
-from jacobinerf_ns.evaluation.contenders import Scene, make_exercise
+from jacobinerf_ns.evaluation.annotators import Annotator
+from jacobinerf_ns.evaluation.exercise import TrainedFields, make_exercise
 from jacobinerf_ns.features.base import Frame, fingerprint_of
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField
 from jacobinerf_ns.tasks.transfer.files import plan_transfer, write_transfer
 from jacobinerf_ns.tasks.transfer.pictures import HEIGHT, Line, draw_matches
 from jacobinerf_ns.tasks.transfer.side import Side, check_teachers
@@ -70,7 +71,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     run = open_run(paths[0])
     maps, names = read_truth(run.pipeline.datamanager.frames("train")), classes(run)
     labelled = Annotator("clicks", 5).label(maps, seed=0)
-    exercise = make_exercise(Scene(run.pipeline, None), labelled, names, False, folder)
+    exercise = make_exercise(TrainedFields(run.pipeline, None), labelled, names, False, folder)
     write_annotations(run.folder / "annotations.json", exercise.annotations)
     return paths[0], paths[1]
 
@@ -154,7 +155,7 @@ def test_the_runs_own_teacher_is_taken_when_none_is_named(sides: tuple[Side, Sid
         height, width = side.sizes[0]
         assert row < height
         assert col < width
-    assert set(matched.labels.tolist()) <= {NOBODY, *range(len(annotations.labels))}
+    assert set(matched.labels.tolist()) <= {UNLABELLED, *range(len(annotations.labels))}
 
 
 def test_a_stricter_confidence_leaves_out_more_and_changes_nothing_else(sides: tuple[Side, Side], annotations):
@@ -176,9 +177,9 @@ def test_the_papers_decision_is_carried_along_but_not_used_to_match(sides: tuple
     """Its raw responses have no confidence; matches are those of any other setting."""
     settings = TransferSettings(clicks=3, min_confidence=0.0)
     found = transfer(*sides, annotations, Path(), settings)
-    by_paper = annotations.model_copy(update={"view": ViewSettings(propagation=PAPER)})
+    by_paper = annotations.model_copy(update={"view": ViewSettings(propagation=PAPER_PROPAGATION)})
     again = transfer(*sides, by_paper, Path(), settings)
-    assert again.annotations.view.propagation == PAPER
+    assert again.annotations.view.propagation == PAPER_PROPAGATION
     assert again.annotations.seeds == found.annotations.seeds
 
 

@@ -14,7 +14,7 @@ from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations, Click, Edit, Label, ViewSettings
-from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER, PropagationConfig
+from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
@@ -90,7 +90,7 @@ def without_screen(pipeline: JacobiNeRFPipeline) -> dict[str, torch.Tensor]:
         {"response": "raw", "exact": True},
         {"response": "raw", "space": "3d"},
         {"refine": JNERF_PLUS.refine, "smooth": JNERF_PLUS.smooth},
-        vars(PAPER),
+        vars(PAPER_PROPAGATION),
     ],
 )
 def test_a_kept_view_shows_what_a_new_one_shows_without_asking_the_field(trained, audience: Audience, settings):

@@ -26,7 +26,7 @@ class Demo:
 
     def main(self) -> None:
         """Runs it all, and says where the pictures are."""
-        from jacobinerf_ns.demo.run import demo_config, make_room, run_demo
+        from jacobinerf_ns.demo.end_to_end import demo_config, make_room, run_demo
 
         room = make_room(self.output_dir.absolute(), self.views, self.width)
         run_demo(demo_config(self.extractor, self.steps, self.seed), room, self.output_dir.absolute())

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.evaluation.registry import Method, methods_help, needs_unshaped_run
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.evaluation.contenders import Scene
+    from jacobinerf_ns.evaluation.exercise import TrainedFields
     from jacobinerf_ns.evaluation.labels import Report
-    from jacobinerf_ns.evaluation.object_views import ObjectTask
-    from jacobinerf_ns.evaluation.objects import ObjectReport
+    from jacobinerf_ns.evaluation.objects import ObjectReport, ObjectTask
     from jacobinerf_ns.run import Run
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
@@ -23,29 +24,11 @@ class Evaluate:
 
     load_config: tuple[Path, ...]
     """The run's config.yml. Its capture needs ground-truth label maps; for `object`, --masks instead, and there may be
-    several runs, one per scene."""
+    several runs, one per fields."""
     protocol: Literal["sparse", "dense", "clicks", "instances", "object"] = "sparse"
     """What is labelled, in one training view: one pixel per class, everything, `clicks` pixels per class, or one pixel
     per instance. `object`: strokes or clicks on one object, whose masks in other views are scored."""
-    methods: tuple[
-        Literal[
-            "2d",
-            "3d",
-            "plus",
-            "network",
-            "paper",
-            "unshaped",
-            "unshaped-plus",
-            "teacher",
-            "dff",
-            "semantic-nerf",
-            "probe",
-        ],
-        ...,
-    ] = ("2d", "3d", "plus", "teacher")
-    """Ours: responses of pixels (2d) or samples (3d), refined and smoothed over the scene (plus), by an aggregator
-    network (for dense), with the paper's decision. Rivals on the same scene and seeds: the field without shaping, the
-    teacher's features in 2D, distilled features (dff), a semantic head, a linear probe."""
+    methods: Annotated[tuple[Method, ...], tyro.conf.arg(help=methods_help())] = ("2d", "3d", "plus", "teacher")
     unshaped_config: tuple[Path, ...] = ()
     """config.yml of the same method trained without shaping, for `unshaped`; one per run."""
     clicks: int = 3
@@ -74,7 +57,11 @@ class Evaluate:
     folder per scene, and objects.json with the means."""
 
     def main(self) -> "Report | list[ObjectReport]":
-        """Prints the tables and writes numbers and pictures. Errors: `UserError`."""
+        """Print the tables, and write numbers and pictures.
+
+        Raises:
+            UserError: options do not fit together, or something that they name cannot be used.
+        """
         for name, value in (("clicks", self.clicks), ("stride", self.stride), ("seeds", len(self.seeds))):
             if value < 1:
                 raise UserError(f"--{name} {value}: expected at least 1")
@@ -87,10 +74,10 @@ class Evaluate:
 
     @property
     def _wants_plain(self) -> bool:
-        return any(method.startswith("unshaped") for method in self.methods)
+        return any(needs_unshaped_run(method) for method in self.methods)
 
-    def _open(self, position: int) -> "tuple[Run, Scene]":
-        from jacobinerf_ns.evaluation.contenders import Scene
+    def _open(self, position: int) -> "tuple[Run, TrainedFields]":
+        from jacobinerf_ns.evaluation.exercise import TrainedFields
         from jacobinerf_ns.run import open_run
 
         def give_labels(config: "JacobiNeRFTrainerConfig") -> None:
@@ -99,7 +86,7 @@ class Evaluate:
 
         run = open_run(self.load_config[position], change=give_labels)
         plain = open_run(self.unshaped_config[position]).pipeline if self._wants_plain else None
-        return run, Scene(run.pipeline, plain)
+        return run, TrainedFields(run.pipeline, plain)
 
     def _evaluate_labels(self) -> "Report":
         from jacobinerf_ns.evaluation.annotators import Annotator
@@ -111,9 +98,9 @@ class Evaluate:
             raise UserError(f"{len(self.load_config)} runs: --protocol {self.protocol} takes one, `object` several")
         if self.masks or self.reference or self.scribbles:
             raise UserError("--masks, --reference and --scribbles are for --protocol object: add it, or leave them out")
-        run, scene = self._open(0)
+        run, fields = self._open(0)
         annotator = Annotator(self.protocol, self.clicks if self.protocol == "clicks" else 1)
-        report = evaluate(scene, annotator, self.methods, self.seeds, self.stride, self.pictures)
+        report = evaluate(fields, annotator, self.methods, self.seeds, self.stride, self.pictures)
         console = Console()
         console.print(table(report))
         console.print(class_table(report))
@@ -129,11 +116,11 @@ class Evaluate:
         tasks, several = self._tasks(), len(self.load_config) > 1
         reports: dict[str, ObjectReport] = {}
         for i, task in enumerate(tasks):
-            run, scene = self._open(i)
+            run, fields = self._open(i)
             data = run.config.pipeline.datamanager.dataparser.data
             name = (data.parent if data.suffix == ".json" else data).name
             name = f"{name}-{i + 1}" if name in reports else name
-            report = evaluate_object(scene, task, self.methods, self.seeds, self.stride, self.pictures)
+            report = evaluate_object(fields, task, self.methods, self.seeds, self.stride, self.pictures)
             reports[name] = report
             folder = self.output_dir / name if self.output_dir and several else self.output_dir
             _say(write_report(report, folder or run.folder / "evaluation", "object"))
@@ -144,8 +131,8 @@ class Evaluate:
         return list(reports.values())
 
     def _tasks(self) -> "list[ObjectTask]":
-        """What is given of each run's object."""
-        from jacobinerf_ns.evaluation.object_views import ObjectTask
+        """Return what is given of each run's object."""
+        from jacobinerf_ns.evaluation.objects import ObjectTask
 
         runs = len(self.load_config)
         scribbles = [self.scribbles] if runs == 1 else [(place,) for place in self.scribbles]

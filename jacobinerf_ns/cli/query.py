@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jacobinerf_ns.run import Run
-    from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+    from jacobinerf_ns.tasks.feature_field.field import FeatureField
     from jacobinerf_ns.tasks.queries import PixelBox
 
 

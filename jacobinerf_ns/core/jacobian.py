@@ -101,31 +101,6 @@ def response(
     return step * (jacobians @ directions.T)
 
 
-def perturbed_colour(
-    weights: Float[Tensor, "rays samples"],
-    logits: Float[Tensor, "rays samples channels"],
-    activations: Float[Tensor, "rays samples hidden"],
-    direction: Float[Tensor, "channels hidden"],
-    step: float,
-    background: Background = "last_sample",
-    background_colour: Float[Tensor, "channels"] | None = None,
-) -> Float[Tensor, "rays channels"]:
-    """Exact rendered colour under W + t·G: σ(z + t·G a), composited from the samples at hand.
-
-    The same picture as re-rendering a network with changed weights, without the network: samples and rendering weights
-    do not depend on W. `logits` are the unperturbed z. `white` has its colour built in; `background_colour` (0..1)
-    replaces any constant background, as nerfstudio's override does.
-    """
-    colours = torch.sigmoid(logits + step * (activations @ direction.T))
-    rendered = (effective_weights(weights, background)[..., None] * colours).sum(dim=-2)
-    if background_colour is None:
-        constant = 1.0 if background == "white" else 0.0
-        background_colour = rendered.new_full(rendered.shape[-1:], constant)
-    if background == "last_sample":
-        return rendered
-    return rendered + background_colour * (1.0 - weights.sum(dim=-1, keepdim=True))
-
-
 def perturbed_response(
     weights: Float[Tensor, "rays samples"],
     logits: Float[Tensor, "rays samples channels"],

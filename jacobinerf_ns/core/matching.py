@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import NORM_EPS
 
-NOBODY = -1
+UNLABELLED = -1
 """Label of a pixel that has none, as a position."""
 _CHUNK = 2048
 """Rows of a cosine matrix held at a time: bounds memory with many pixels on both sides."""
@@ -69,7 +69,7 @@ def label_back(
     num_labels: int,
     neighbours: int = 16,
 ) -> Int[Tensor, "pixels"]:
-    """What most of the `neighbours` nearest of `others` are, as a position, or `NOBODY` where that is nothing.
+    """What most of the `neighbours` nearest of `others` are, as a position, or `UNLABELLED` where that is nothing.
 
     One neighbour would do if all labels were right; those of propagation are not.
     """
@@ -78,8 +78,8 @@ def label_back(
     for part in _directions(features).split(_CHUNK):
         found = labels[(part @ directions.T).topk(count, dim=-1).indices]
         votes = part.new_zeros(len(part), num_labels + 1)
-        parts.append(votes.scatter_add_(1, found - NOBODY, torch.ones_like(found, dtype=votes.dtype)).argmax(-1))
-    return torch.cat(parts) + NOBODY
+        parts.append(votes.scatter_add_(1, found - UNLABELLED, torch.ones_like(found, dtype=votes.dtype)).argmax(-1))
+    return torch.cat(parts) + UNLABELLED
 
 
 def label_cosines(

@@ -30,7 +30,7 @@ PAPER_ABSENT_STD, PAPER_ABSENT_MEAN = 0.05, 0.01
 
 @dataclass(frozen=True)
 class PropagationConfig:
-    """How seeds become labels. The defaults are for a few clicks; `PAPER` is the released code's behaviour."""
+    """How seeds become labels. The defaults are for a few clicks; the released code's are `PAPER_PROPAGATION`."""
 
     prototypes: Literal["all", "mean", "kmeans", "adaptive"] = "all"
     """Prototypes of a label: each of its seeds, their mean (paper, sparse), `clusters` centres by cosine, or the best
@@ -66,7 +66,7 @@ class PropagationConfig:
     """Pixels with less confidence (0..1) than this get no label; 0 labels every pixel."""
 
 
-PAPER = PropagationConfig(prototypes="mean", response="raw", exact=True, decision="paper")
+PAPER_PROPAGATION = PropagationConfig(prototypes="mean", response="raw", exact=True, decision="paper")
 """The released code: mean gradient of a label's clicks, exact perturbation, clipping, blur and absence rule."""
 JNERF_PLUS = PropagationConfig(refine=10, smooth=0.3)
 """Ours at its best: prototypes refined by the scene, responses smoothed over its surfaces."""

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from jacobinerf_ns.demo.ray_tracer import LIGHT_POINTS, Scene, Trace, trace_rays
 from jacobinerf_ns.demo.room import CLASSES, HALF, HEIGHT, camera_path, furnished_room
 from jacobinerf_ns.demo.solids import GAMMA
-from jacobinerf_ns.demo.tracer import LIGHT_POINTS, Scene, Trace, trace_rays
 from jacobinerf_ns.errors import UserError
 
 VERSION = 1
@@ -34,7 +34,7 @@ def write_capture(
     num_test: int = 8,
     report: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Renders the room and writes it to `output`; a complete capture of the same settings is left as it is.
+    """Render the room and write it to `output`; a complete capture of the same settings is left as it is.
 
     The folder appears when it is complete, never before. The same settings give the same bytes.
 
@@ -68,7 +68,7 @@ def write_capture(
 def pixel_rays(
     pose: Float[np.ndarray, "4 4"], width: int, height: int, offset: tuple[float, float] = (0.5, 0.5)
 ) -> tuple[Float[np.ndarray, "rays 3"], Float[np.ndarray, "rays 3"]]:
-    """World origins and directions of one ray per pixel, row by row, for a horizontal field of view of 90 degrees.
+    """Return one ray per pixel, row by row, in the world, for a horizontal field of view of 90 degrees.
 
     Args:
         pose: camera-to-world, OpenGL axes.
@@ -85,10 +85,10 @@ def pixel_rays(
     return np.broadcast_to(pose[:3, 3], camera.shape), camera @ pose[:3, :3].T
 
 
-def render_view(
+def trace_view(
     scene: Scene, pose: Float[np.ndarray, "4 4"], width: int, height: int
 ) -> tuple[Float[np.ndarray, "height width 3"], Trace, Float[np.ndarray, "height width"]]:
-    """One view: supersampled colour in 0..1, the trace of the pixels' centres, and the z-depth there in metres.
+    """Return one view: supersampled colour in 0..1, the trace of the pixels' centres, and the z-depth there in metres.
 
     Colours are means, in linear light, of 3 x 3 rays per pixel, each of which sees another point of the lights. Labels
     and depth belong to the middle ray alone: a label cannot be averaged.
@@ -109,12 +109,12 @@ def render_view(
 
 
 def held_out_views(num_views: int, num_test: int) -> list[int]:
-    """Numbers of the views kept out of training: in the middle of equal stretches of the path."""
+    """Return the numbers of the views kept out of training: in the middle of equal stretches of the path."""
     return [int((index + 0.5) * num_views / num_test) for index in range(num_test)]
 
 
 def _checked_settings(num_views: int, width: int, height: int, num_test: int) -> dict[str, int]:
-    """What a capture is made from, as its transforms.json records it."""
+    """Return what a capture is made from, as its transforms.json records it."""
     if min(width, height) < 1 or not 0 < num_test < num_views:
         raise UserError(
             f"{num_views} views of {width}x{height} pixels with {num_test} for tests: "
@@ -124,7 +124,7 @@ def _checked_settings(num_views: int, width: int, height: int, num_test: int) ->
 
 
 def _folder_beside(output: Path) -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder on the same disk, so that its content can be renamed to `output`."""
+    """Return a temporary folder on the same disk, so that its content can be renamed to `output`."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent)
@@ -139,7 +139,7 @@ def _write(capture: Path, settings: dict[str, int], report: Callable[[int, int],
     size = (settings["height"], settings["width"])
     frames = []
     for index, pose in enumerate(poses):
-        colour, centre, depth = render_view(scene, pose, settings["width"], settings["height"])
+        colour, centre, depth = trace_view(scene, pose, settings["width"], settings["height"])
         maps = {
             "images": np.round(colour * 255).astype(np.uint8),
             "semantics": centre.semantic.reshape(size).astype(np.uint8),
@@ -176,7 +176,7 @@ def _transforms(settings: dict[str, int], frames: list[dict[str, Any]]) -> dict[
 
 
 def _classes(scene: Scene) -> dict[str, Any]:
-    """Names and picture colours of the classes, and the class of every instance."""
+    """Return names and picture colours of the classes, and the class of every instance."""
     shell = [
         {"id": instance, "class_id": semantic, "name": CLASSES[semantic - 1]}
         for instance, semantic in zip(scene.shell.instances, scene.shell.semantics, strict=True)
@@ -199,7 +199,7 @@ def _is_complete(output: Path, settings: dict[str, int]) -> bool:
 
 
 def _own_meta(output: Path) -> dict[str, Any] | None:
-    """The transforms of a demo capture at `output`, or None where there is something else."""
+    """Return the transforms of a demo capture at `output`, or None where there is something else."""
     try:
         meta = json.loads((output / "transforms.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -208,7 +208,7 @@ def _own_meta(output: Path) -> dict[str, Any] | None:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """Only a capture that this module wrote, with nothing added to it, may be replaced."""
+    """Refuse to replace anything but a capture that this module wrote, with nothing added to it."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     own = {*_FOLDERS.values(), "classes.json", "transforms.json"}

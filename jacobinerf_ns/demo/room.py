@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from jacobinerf_ns.demo.ray_tracer import Item, Light, Scene, Shell
 from jacobinerf_ns.demo.solids import Material, Part, Vector, turn
-from jacobinerf_ns.demo.tracer import Item, Light, Scene, Shell
 
 CLASSES = (
     "wall",
@@ -38,12 +38,12 @@ _METAL = Material((0.25, 0.25, 0.27))
 
 
 def class_id(name: str) -> int:
-    """Id of a class in the label maps."""
+    """Return the id of a class in the label maps."""
     return CLASSES.index(name) + 1
 
 
 def furnished_room() -> Scene:
-    """The room with its furniture and light."""
+    """Return the room with its furniture and light."""
     shell = Shell(
         half=HALF,
         height=HEIGHT,
@@ -68,7 +68,7 @@ def furnished_room() -> Scene:
 
 
 def camera_path(num_views: int) -> Float[np.ndarray, "views 4 4"]:
-    """Camera-to-world poses (OpenGL: x right, y up, looking along -z) on a closed loop through the room.
+    """Return camera-to-world poses (OpenGL: x right, y up, looking along -z) on a closed loop through the room.
 
     Each camera looks across the middle at the far side, a little downwards; height and distance change along the loop,
     so that surfaces are seen from several heights and not from one ring only.
@@ -117,14 +117,14 @@ def _dining() -> list[_Named]:
 
 
 def _chair(material: Material) -> tuple[Part, ...]:
-    """A chair on the origin that faces +y."""
+    """Return a chair on the origin that faces +y."""
     seat = _box((0, 0, 0.44), (0.42, 0.42, 0.06), material)
     back = _box((0, -0.19, 0.68), (0.42, 0.04, 0.42), material)
     return (seat, back, *_legs(0.42, 0.42, 0.42, 0.05, material))
 
 
 def _legs(width: float, depth: float, height: float, thickness: float, material: Material) -> tuple[Part, ...]:
-    """Four legs under the corners of a top of `width` and `depth`."""
+    """Return four legs under the corners of a top of `width` and `depth`."""
     x, y = (width - thickness) / 2, (depth - thickness) / 2
     size = (thickness, thickness, height)
     return tuple(_box((i * x, j * y, height / 2), size, material) for i in (-1, 1) for j in (-1, 1))
@@ -219,7 +219,7 @@ def _tube(centre: Vector, radius: float, height: float, material: Material) -> P
 
 
 def _place(parts: tuple[Part, ...], at: tuple[float, float], yaw: float) -> tuple[Part, ...]:
-    """Turns furniture that was built around the origin by `yaw` degrees and moves it to `at`."""
+    """Turn furniture that was built around the origin by `yaw` degrees, and move it to `at`."""
     placed = []
     for part in parts:
         x, y, z = (turn(yaw) @ np.array(part.centre)).tolist()

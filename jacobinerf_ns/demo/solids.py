@@ -40,12 +40,12 @@ class Part:
     pitch: float = 0.0
 
     def rotation(self) -> Float[np.ndarray, "3 3"]:
-        """Own frame to world: first `pitch` about x, then `yaw` about z, both in degrees."""
+        """Return own frame to world: first `pitch` about x, then `yaw` about z, both in degrees."""
         return turn(self.yaw) @ _tip(self.pitch)
 
 
 def turn(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """Rotation about z, counter-clockwise seen from above."""
+    """Return the rotation about z, counter-clockwise seen from above."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
@@ -56,12 +56,12 @@ def _tip(degrees: float) -> np.ndarray:
 
 
 def decode(colour: Vector) -> Float[np.ndarray, "3"]:
-    """Linear light of a gamma-coded colour."""
+    """Return the linear light of a gamma-coded colour."""
     return np.array(colour) ** GAMMA
 
 
 def material_colour(material: Material, local: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
-    """Linear colour at `local`, metres in the part's own frame.
+    """Return the linear colour at `local`, metres in the part's own frame.
 
     Patterns repeat every `period` metres and are solid (they run through the part), so that they need no unwrapping:
     `checker` alternates with the `other` colour; `planks` are boards `period` wide along axis `along`; `panels` are
@@ -83,7 +83,7 @@ def material_colour(material: Material, local: Float[np.ndarray, "points 3"]) ->
 
 
 def _wood(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Brightness of boards one unit wide in u: each of its own shade and grain, with a dark joint between them."""
+    """Return the brightness of boards one unit wide in u: each of its own shade and grain, dark joints between."""
     board = np.floor(u)
     shade = _scatter(board)
     grain = np.sin(7 * u + 0.9 * np.sin(1.3 * v + 20 * shade)) * np.sin(0.8 * v + 40 * shade)
@@ -92,12 +92,12 @@ def _wood(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _scatter(number: np.ndarray) -> np.ndarray:
-    """A fixed value in 0..1 for every whole number, without a random state to carry about."""
+    """Return a fixed value in 0..1 for every whole number, without a random state to carry about."""
     return np.abs(np.sin(12.9898 * number + 4.1)) % 1
 
 
 def reciprocal(directions: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """1 / `directions`, finite everywhere."""
+    """Return 1 / `directions`, finite everywhere."""
     # A ray parallel to a plane meets it very far away instead of nowhere: no infinities, no NaN from 0 * infinity.
     return 1.0 / np.where(np.abs(directions) < 1e-12, 1e-12, directions)
 
@@ -105,7 +105,7 @@ def reciprocal(directions: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
 def enter(
     part: Part, origins: Float[np.ndarray, "rays 3"], directions: Float[np.ndarray, "rays 3"]
 ) -> tuple[Float[np.ndarray, " rays"], Float[np.ndarray, "rays 3"]]:
-    """Where rays enter a part from outside, and the outward normal there.
+    """Return where rays enter a part from outside, and the outward normal there.
 
     Space is mapped so that the part becomes the unit cube, ball or tube: the ray parameter survives an affine map.
 
@@ -152,7 +152,7 @@ def _finite(distance: np.ndarray) -> np.ndarray:
 
 
 def _quadratic_span(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where `|o + t d| = 1`; infinity for both where there is no such t."""
+    """Return where `|o + t d| = 1`; infinity for both where there is no such t."""
     a = np.maximum(np.einsum("ij,ij->i", d, d), 1e-24)
     b, c = np.einsum("ij,ij->i", o, d), np.einsum("ij,ij->i", o, o) - 1.0
     root = b * b - a * c

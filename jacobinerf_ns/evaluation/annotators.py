@@ -14,11 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import Frame
-from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
+from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import Truth
 
 Protocol = Literal["sparse", "dense", "clicks", "instances"]
-Truth = Literal["semantics", "instances"]
 
 
 class LabelledPixels(NamedTuple):
@@ -45,7 +44,7 @@ class Annotator:
         return "instances" if self.protocol == "instances" else "semantics"
 
     def label(self, maps: Sequence[Int[Tensor, "height width"]], seed: int) -> LabelledPixels:
-        """The pixels it labels, from the truth of all training views. Void is never labelled."""
+        """Return the pixels it labels, from the truth of all training views. Void is never labelled."""
         place = view_with_most_ids(maps)
         truth = maps[place]
         if self.protocol == "dense":
@@ -56,7 +55,7 @@ class Annotator:
 
 
 def view_with_most_ids(maps: Sequence[Int[Tensor, "height width"]]) -> int:
-    """The view that shows most classes or instances; the first of equals."""
+    """Return the place of the view that shows most classes or instances; the first of equals."""
     counts = [len(view[view != VOID_ID].unique()) for view in maps]
     if max(counts) == 0:
         raise UserError("every label map of the training views is void: nothing can be labelled")
@@ -66,7 +65,7 @@ def view_with_most_ids(maps: Sequence[Int[Tensor, "height width"]]) -> int:
 def draw_pixels(
     truth: Int[Tensor, "height width"], count: int, seed: int
 ) -> tuple[Int[Tensor, "pixels"], Int[Tensor, "pixels"]]:
-    """(rows, cols) of `count` uniformly drawn pixels of every id of a view, fewer where an id has fewer."""
+    """Draw (rows, cols) of `count` pixels of every id of a view, evenly, and fewer where an id has fewer."""
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for identity in truth[truth != VOID_ID].unique().tolist():
@@ -74,16 +73,3 @@ def draw_pixels(
         drawn.append(pixels[torch.randperm(len(pixels), generator=generator)[:count]])
     rows, cols = torch.cat(drawn).unbind(-1)
     return rows, cols
-
-
-def read_truth(frames: Sequence[Frame], truth: Truth = "semantics") -> list[Int[Tensor, "height width"]]:
-    """Label maps of frames, at their size. Errors: `UserError` naming frames without one, and damaged files."""
-    paths = [frame.semantics if truth == "semantics" else frame.instances for frame in frames]
-    bare = [frame.path.name for frame, path in zip(frames, paths, strict=True) if path is None]
-    if bare:
-        raise UserError(
-            f"no ground truth for {len(bare)} of {len(frames)} images (first: {bare[0]}): evaluation needs "
-            f"{truth} maps, in the capture or in a folder given as label-dir"
-        )
-    known = [path for path in paths if path is not None]
-    return [read_label_map(path, f.size, f.original_size) for path, f in zip(known, frames, strict=True)]

@@ -6,69 +6,56 @@ a class. Every contender sees the same pixels, of one rendering per view.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.metrics import Scores
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.annotators import Annotator, read_truth
-from jacobinerf_ns.evaluation.contenders import Exercise, Fitted, Method, Scene, fit, make_exercise
+from jacobinerf_ns.evaluation.annotators import Annotator
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields, make_exercise
+from jacobinerf_ns.evaluation.registry import Method, fit
+from jacobinerf_ns.evaluation.scoring import Key, MethodScores, ShownView, decide, evenly_spread, score_view
 from jacobinerf_ns.files.index_maps import VOID_ID
-from jacobinerf_ns.progress import track
+from jacobinerf_ns.labels.truth import read_truth
 
-MEASURES = ("miou", "miou_labelled", "total_accuracy", "class_average_accuracy")
-
-
-class Shown(NamedTuple):
-    """One held-out view for the picture sheet."""
-
-    name: str
-    photo: Float[Tensor, "height width 3"]
-    rgb: Float[Tensor, "height width 3"]
-    truth: Int[Tensor, "height width"]
-    predicted: dict[Method, Int[Tensor, "height width"]]
+MEASURES = {
+    "miou": "mIoU",
+    "miou_labelled": "mIoU, labelled",
+    "total_accuracy": "accuracy",
+    "class_average_accuracy": "class average",
+}
 
 
 @dataclass
-class Report:
+class Report(MethodScores[Scores]):
     """What an evaluation found."""
 
+    MEASURES: ClassVar[dict[str, str]] = MEASURES
     annotator: Annotator
     view: str
     """File name of the labelled view."""
     names: dict[int, str]
     """Class names by id, or made up for instances."""
-    scores: dict[Method, list[Scores]]
-    """Per method, one entry per seed of the annotator."""
     psnr: float
     """Of the shaped field's rendering, mean over the held-out views, dB."""
     psnr_unshaped: float | None
-    shown: list[Shown]
-
-    def mean(self, method: Method, measure: str) -> float:
-        """Mean over seeds."""
-        return statistics.mean(getattr(scores, measure) for scores in self.scores[method])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; what cannot be scored is null."""
-        methods = {
-            method: {
-                **{measure: [getattr(s, measure) for s in per_seed] for measure in MEASURES},
-                "mean": {measure: self.mean(method, measure) for measure in MEASURES},
-                "class_iou": {
-                    name: [_number(s.class_iou[identity]) for s in per_seed] for identity, name in self.names.items()
-                },
+        """Return everything for JSON; what cannot be scored is null."""
+        methods = {}
+        for method, per_seed in self.scores.items():
+            class_iou = {
+                name: [_number(s.class_iou[identity]) for s in per_seed] for identity, name in self.names.items()
             }
-            for method, per_seed in self.scores.items()
-        }
+            methods[method] = {**self.method_dict(method), "class_iou": class_iou}
         return {
             "protocol": self.annotator.protocol,
             "clicks": self.annotator.clicks,
@@ -80,17 +67,17 @@ class Report:
 
 
 def evaluate(
-    scene: Scene,
+    fields: TrainedFields,
     annotator: Annotator,
     methods: Sequence[Method],
     seeds: Sequence[int],
     stride: int = 1,
     pictures: int = 0,
 ) -> Report:
-    """Fits every method to every seed's annotator, and scores them on the held-out views.
+    """Fit every method to every seed's annotator, and score them on the held-out views.
 
     Args:
-        scene: fields and teacher.
+        fields: what is scored, and the teacher.
         annotator: protocol to simulate.
         methods: who competes.
         seeds: of the annotator; the dense protocol has nothing to draw and takes the first only.
@@ -100,32 +87,25 @@ def evaluate(
     Raises:
         UserError: a view lacks ground truth, or a method lacks what it needs.
     """
-    data = scene.shaped.datamanager
+    data = fields.shaped.datamanager
     train, held_out = data.frames("train"), data.frames("eval")
     maps, truth = read_truth(train, annotator.truth), read_truth(held_out, annotator.truth)
-    names = _names(scene, annotator, [*maps, *truth])
-    seeds = seeds[:1] if annotator.protocol == "dense" else seeds
-    count = max(names) + 1
+    names, dense = _names(fields, annotator, [*maps, *truth]), annotator.protocol == "dense"
+    drawn = [annotator.label(maps, seed) for seed in (seeds[:1] if dense else seeds)]
     with TemporaryDirectory() as folder:
-        exercises = [
-            make_exercise(scene, annotator.label(maps, s), names, annotator.protocol == "dense", Path(folder))
-            for s in seeds
-        ]
-        fitted: dict[tuple[Method, int], Fitted] = {
-            (method, i): fit(method, scene, exercise) for method in methods for i, exercise in enumerate(exercises)
-        }
-    tally = _Tally(fitted, exercises, count)
-    places = {round(i * (len(truth) - 1) / max(pictures - 1, 1)) for i in range(pictures)}
-    for i in track(range(len(truth)), description="Scoring held-out views"):
-        tally.add_view(scene, i, truth[i], stride, held_out[i].path.name if i in places else None)
-    labelled = [exercise.ids for exercise in exercises]
+        exercises = [make_exercise(fields, labelled, names, dense, Path(folder)) for labelled in drawn]
+        fitted = {(m, i): fit(m, fields, exercise) for m in methods for i, exercise in enumerate(exercises)}
+    tally = _Tally(fields, fitted, exercises, max(names) + 1)
+    places = evenly_spread(pictures, len(truth))
+    for i, view in enumerate(track(truth, description="Scoring held-out views")):
+        tally.add_view(i, view, stride, held_out[i].path.name if i in places else None)
     return Report(
         annotator=annotator,
-        view=train[exercises[0].labelled.image].path.name,
+        view=train[drawn[0].image].path.name,
         names=names,
-        scores={m: [metrics.scores(tally.confusion[m, i], ids) for i, ids in enumerate(labelled)] for m in methods},
+        scores={m: [tally.scores((m, i)) for i in range(len(exercises))] for m in methods},
         psnr=statistics.mean(tally.psnr),
-        psnr_unshaped=statistics.mean(tally.psnr_plain) if scene.plain is not None else None,
+        psnr_unshaped=statistics.mean(tally.psnr_unshaped) if tally.psnr_unshaped else None,
         shown=tally.shown,
     )
 
@@ -133,59 +113,45 @@ def evaluate(
 class _Tally:
     """Confusion matrices and colours' errors, summed view by view."""
 
-    def __init__(self, fitted: dict[tuple[Method, int], Fitted], exercises: Sequence[Exercise], count: int) -> None:
-        self.fitted, self.count = fitted, count
-        self.ids = [torch.tensor(exercise.ids) for exercise in exercises]
+    def __init__(
+        self, fields: TrainedFields, fitted: Mapping[Key, Fitted], exercises: Sequence[Exercise], count: int
+    ) -> None:
+        self.fields, self.fitted, self.exercises, self.count = fields, fitted, exercises, count
         self.confusion = {key: torch.zeros(count, count, dtype=torch.long) for key in fitted}
         self.psnr: list[float] = []
-        self.psnr_plain: list[float] = []
-        self.shown: list[Shown] = []
+        self.psnr_unshaped: list[float] = []
+        self.shown: list[ShownView] = []
 
-    def add_view(
-        self, scene: Scene, image: int, truth: Int[Tensor, "height width"], stride: int, show: str | None
-    ) -> None:
-        """Renders a view once for everybody, and adds what each method makes of it."""
-        rows, cols = (torch.arange(stride // 2, size, stride) for size in truth.shape)
-        pixels = torch.cartesian_prod(torch.tensor([image]), rows, cols)
-        size, chunk = (len(rows), len(cols)), scene.shaped.model.config.eval_num_rays_per_chunk
-        found: dict[tuple[Method, int], list[Tensor]] = {key: [] for key in self.fitted}
-        colours: list[Tensor] = []
-        plain: list[Tensor] = []
-        for part in pixels.split(chunk):
-            sight = scene.look("eval", part)
-            colours.append(sight.traced.outputs["rgb"].cpu())
-            if sight.plain is not None:
-                plain.append(sight.plain.outputs["rgb"].cpu())
-            for key, fitted in self.fitted.items():
-                found[key].append(fitted.scores(sight).detach().cpu())
-        seen = truth[rows[:, None], cols[None, :]]
-        predicted = {key: self._decide(key, torch.cat(parts).view(*size, -1)) for key, parts in found.items()}
-        for key, ids in predicted.items():
-            self.confusion[key] += metrics.confusion_matrix(ids, seen, self.count, VOID_ID)
-        photo = scene.shaped.datamanager.eval_dataset[image]["image"][..., :3][rows[:, None], cols[None, :]]
-        rgb = torch.cat(colours).view(*size, 3)
-        self.psnr.append(metrics.psnr(rgb, photo))
-        if plain:
-            self.psnr_plain.append(metrics.psnr(torch.cat(plain).view(*size, 3), photo))
+    def add_view(self, image: int, truth: Int[Tensor, "height width"], stride: int, show: str | None) -> None:
+        """Add what each method makes of a view; under the name `show` it is kept for the picture sheet."""
+        size = (truth.shape[0], truth.shape[1])
+        scored = score_view(self.fields, self.fitted, "eval", image, size, stride)
+        seen, photo = scored.of(truth), scored.of(self.fields.photo("eval", image))
+        predicted: dict[Key, Tensor] = {}
+        for key, scores in scored.scores.items():
+            ids = torch.tensor(self.exercises[key[1]].ids)
+            predicted[key] = ids[decide(self.fitted[key], scores)]
+            self.confusion[key] += metrics.confusion_matrix(predicted[key], seen, self.count, VOID_ID)
+        self.psnr.append(metrics.psnr(scored.rgb, photo))
+        if scored.rgb_unshaped is not None:
+            self.psnr_unshaped.append(metrics.psnr(scored.rgb_unshaped, photo))
         if show is not None:
             first: dict[Method, Tensor] = {method: ids for (method, i), ids in predicted.items() if i == 0}
-            self.shown.append(Shown(show, photo, rgb, seen, first))
+            self.shown.append(ShownView(show, photo, scored.rgb, seen, first))
 
-    def _decide(
-        self, key: tuple[Method, int], scores: Float[Tensor, "height width labels"]
-    ) -> Int[Tensor, "height width"]:
-        whole = self.fitted[key].whole_view
-        return self.ids[key[1]][scores.argmax(-1) if whole is None else whole(scores)]
+    def scores(self, key: Key) -> Scores:
+        """Return the scores of all views together."""
+        return metrics.scores(self.confusion[key], self.exercises[key[1]].ids)
 
 
-def _names(scene: Scene, annotator: Annotator, maps: Sequence[Tensor]) -> dict[int, str]:
-    """A name for every id that occurs, from the capture where it has names."""
+def _names(fields: TrainedFields, annotator: Annotator, maps: Sequence[Tensor]) -> dict[int, str]:
+    """Return a name for every id that occurs, from the capture where it has names."""
     present = sorted({int(i) for view in maps for i in view.unique()} - {VOID_ID})
     if not present:
         raise UserError("the ground truth of this capture is void everywhere: nothing can be scored")
     if annotator.truth == "instances":
         return {identity: f"instance {identity}" for identity in present}
-    known = scene.shaped.datamanager.train_dataparser_outputs.metadata.get("classes") or {}
+    known = fields.shaped.datamanager.train_dataparser_outputs.metadata.get("classes") or {}
     return {identity: known.get(identity, f"class {identity}") for identity in present}
 
 

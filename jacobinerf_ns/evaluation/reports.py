@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,63 +11,55 @@ from rich.table import Table
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import PALETTE
-from jacobinerf_ns.evaluation.contenders import Method
-from jacobinerf_ns.evaluation.labels import MEASURES, Report
+from jacobinerf_ns.evaluation.labels import Report
 from jacobinerf_ns.evaluation.objects import OBJECT_MEASURES, ObjectReport
+from jacobinerf_ns.evaluation.registry import CONTENDERS, Method
+from jacobinerf_ns.evaluation.scoring import MethodScores
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.pictures import Tile, write_sheet
 
-TITLES = {
-    "2d": "ours, 2D",
-    "3d": "ours, 3D",
-    "plus": "ours, J-NeRF+",
-    "network": "ours, aggregator network",
-    "paper": "the paper's decision",
-    "unshaped": "unshaped field",
-    "unshaped-plus": "unshaped field, J-NeRF+",
-    "teacher": "teacher, 2D nearest",
-    "dff": "DFF, distilled features",
-    "semantic-nerf": "Semantic-NeRF head",
-    "probe": "linear probe",
-}
-"""What methods are called in tables."""
 WRONG, RIGHT = (214, 39, 40), (235, 235, 235)
 
 
 def table(report: Report) -> Table:
-    """Mean over seeds, and the spread where there are several."""
+    """Return means over seeds, and the spread where there are several, as a row per method."""
     protocol = report.annotator.protocol
     found = Table(title=f"{protocol}: {report.view} labelled, held-out views scored; PSNR {report.psnr:.2f} dB")
-    for heading in ("method", "mIoU", "mIoU, labelled", "accuracy", "class average"):
-        found.add_column(heading, justify="left" if heading == "method" else "right")
-    for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "miou")):
-        cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in MEASURES]
-        found.add_row(TITLES[method], *cells)
+    found.add_column("method")
+    for heading in report.MEASURES.values():
+        found.add_column(heading, justify="right")
+    for row in _method_rows(report, "miou"):
+        found.add_row(*row)
     return found
 
 
 def object_table(reports: Mapping[str, ObjectReport]) -> Table:
-    """A row per scene (by name) and method, and the means over scenes where there are several."""
+    """Return a row per scene (by name) and method, and the means over scenes where there are several."""
     found = Table(title="one object: the reference marked, the other views that have a mask scored")
-    headings = ("scene", "reference", "views", "method", "IoU", "IoU, pooled", "accuracy")
-    for heading in headings:
+    for heading in ("scene", "reference", "views", "method", *OBJECT_MEASURES.values()):
         found.add_column(heading, justify="left" if heading in ("scene", "reference", "method") else "right")
     for name, report in reports.items():
         facts = (name, report.reference, str(len(report.views)))
-        for method, per_seed in sorted(report.scores.items(), key=lambda pair: -report.mean(pair[0], "iou")):
-            cells = [_spread([getattr(scores, measure) for scores in per_seed]) for measure in OBJECT_MEASURES]
-            found.add_row(*facts, TITLES[method], *cells)
+        for row in _method_rows(report, "iou"):
+            found.add_row(*facts, *row)
             facts = ("", "", "")
         found.add_section()
     if len(reports) > 1:
         for i, (method, means) in enumerate(object_means(list(reports.values())).items()):
-            found.add_row("" if i else "mean", "", "", TITLES[method], *(f"{value:.3f}" for value in means.values()))
+            cells = [f"{value:.3f}" for value in means.values()]
+            found.add_row("" if i else "mean", "", "", CONTENDERS[method].title, *cells)
     return found
 
 
+def _method_rows(report: MethodScores, best_by: str) -> Iterator[list[str]]:
+    """Yield title and measures of every method, the best first."""
+    for method in sorted(report.scores, key=lambda method: -report.mean(method, best_by)):
+        yield [CONTENDERS[method].title, *(_spread(report.values(method, measure)) for measure in report.MEASURES)]
+
+
 def object_means(reports: Sequence[ObjectReport]) -> dict[Method, dict[str, float]]:
-    """Every measure's mean over scenes, per method; each scene counts once."""
+    """Return every measure's mean over scenes, per method; each scene counts once."""
     return {
         method: {
             measure: statistics.mean(report.mean(method, measure) for report in reports) for measure in OBJECT_MEASURES
@@ -77,7 +69,11 @@ def object_means(reports: Sequence[ObjectReport]) -> dict[Method, dict[str, floa
 
 
 def write_object_means(reports: Mapping[str, ObjectReport], path: Path) -> None:
-    """Scenes by name and the means over them, as JSON. Errors: `UserError` for a file that cannot be written."""
+    """Write scenes by name and the means over them, as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     content = {
         "scenes": {name: report.as_dict() for name, report in reports.items()},
         "mean": object_means(list(reports.values())),
@@ -87,7 +83,7 @@ def write_object_means(reports: Mapping[str, ObjectReport], path: Path) -> None:
 
 
 def class_table(report: Report) -> Table:
-    """IoU per class, mean over seeds."""
+    """Return the IoU per class, mean over seeds."""
     found = Table(title="IoU per class")
     found.add_column("class")
     for method in report.scores:
@@ -101,8 +97,15 @@ def class_table(report: Report) -> Table:
     return found
 
 
-def write_report(report: Report | ObjectReport, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.json, and NAME.png where views were kept. Errors: `UserError` for a folder that cannot be written."""
+def write_report(report: MethodScores, folder: Path, name: str) -> list[Path]:
+    """Write NAME.json, and NAME.png where views were kept.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     written = [folder / f"{name}.json"]
     with writing(written[0], overwrite=True) as temporary:
         temporary.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
@@ -113,34 +116,34 @@ def write_report(report: Report | ObjectReport, folder: Path, name: str) -> list
     return written
 
 
-def picture_rows(report: Report | ObjectReport) -> list[list[Tile]]:
-    """A row per view: photograph, truth, then prediction and errors of every method."""
+def picture_rows(report: MethodScores) -> list[list[Tile]]:
+    """Return a row per view: photograph, truth, then prediction and errors of every method."""
     rows = []
     for shown in report.shown:
         row = [Tile(shown.photo, shown.name), Tile(paint(shown.truth), "truth")]
         for method, predicted in shown.predicted.items():
             wrong = (predicted != shown.truth) & (shown.truth != VOID_ID)
             colours = torch.tensor([RIGHT, WRONG]) / 255.0
-            row.append(Tile(paint(predicted), TITLES[method]))
+            row.append(Tile(paint(predicted), CONTENDERS[method].title))
             row.append(Tile(colours[wrong.long()], f"errors: {float(wrong.float().mean()):.1%}"))
         rows.append(row)
     return rows
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean over seeds, and how far they differ where there are several."""
+    """Return the mean over seeds, and how far they differ where there are several."""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
 
 def paint(ids: Int[Tensor, "height width"]) -> Float[Tensor, "height width 3"]:
-    """A colour per id, the same in every picture; void is black."""
+    """Return a colour per id, the same in every picture; void is black."""
     colours = torch.tensor([(0, 0, 0), *(shade(i) for i in range(int(ids.max())))]) / 255.0
     return colours[ids]
 
 
 def shade(position: int) -> tuple[int, int, int]:
-    """Colour of a label by position: the palette, then darker rounds of it."""
+    """Return the colour of a label by position: the palette, then darker rounds of it."""
     factor = 0.75 ** (position // len(PALETTE))
     red, green, blue = PALETTE[position % len(PALETTE)]
     return round(red * factor), round(green * factor), round(blue * factor)

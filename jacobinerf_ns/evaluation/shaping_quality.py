@@ -16,15 +16,16 @@ from torch import Tensor
 from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.datamanager import FeatureDataManager
-from jacobinerf_ns.evaluation.annotators import draw_pixels, read_truth, view_with_most_ids
+from jacobinerf_ns.evaluation.annotators import draw_pixels, view_with_most_ids
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.progress import track
 
 
-class Click(NamedTuple):
+class ClickedPixel(NamedTuple):
     """One labelled pixel."""
 
     row: int
@@ -64,20 +65,20 @@ class OneClickReport:
         return sum(self.click_miou) / len(self.click_miou)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the mean."""
+        """Return everything for JSON, with the mean."""
         return {**asdict(self), "mean_click_miou": self.mean_click_miou}
 
 
-def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[Click]:
-    """A uniformly drawn pixel of each class of a view."""
+def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> list[ClickedPixel]:
+    """Draw a pixel of each class of a view."""
     rows, cols = draw_pixels(class_map, 1, seed)
     labels = class_map[rows, cols]
-    return [Click(*spot) for spot in zip(rows.tolist(), cols.tolist(), labels.tolist(), strict=True)]
+    return [ClickedPixel(*spot) for spot in zip(rows.tolist(), cols.tolist(), labels.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def render_view(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
-    """One held-out or training view; the model has to be in eval mode."""
+def render_jacobians(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
+    """Render colour and Jacobians of a view; the model has to be in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     parts = [model.get_rgb_and_jacobians(chunk) for chunk in model.chunks(rays.flatten())]
     size = rays.origins.shape[:2]
@@ -88,7 +89,7 @@ def render_view(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
 def nearest_label(
     vectors: Float[Tensor, "pixels dims"], prototypes: Float[Tensor, "labels dims"], labels: Int[Tensor, "labels"]
 ) -> Int[Tensor, "pixels"]:
-    """Label of the prototype with the largest cosine, in chunks that bound the memory for many prototypes."""
+    """Return the label of the prototype with the largest cosine, in chunks that bound the memory."""
     return torch.cat([labels[cosine_response(part, prototypes).argmax(-1)] for part in vectors.split(8192)])
 
 
@@ -99,9 +100,12 @@ def score_vectors(
     held_out_classes: Int[Tensor, "pixels"],
     click_seeds: Sequence[int],
 ) -> tuple[tuple[float, ...], float]:
-    """(mIoU per click seed, mIoU from all labels of the clicked view) of any pixel vectors by nearest prototype.
+    """Score any pixel vectors by nearest prototype.
 
     The same protocol for Jacobians and for a teacher's features, so that their numbers compare.
+
+    Returns:
+        mIoU per click seed, and mIoU from all labels of the clicked view.
     """
     num_classes = int(max(clicked_classes.max(), held_out_classes.max())) + 1
 
@@ -119,14 +123,14 @@ def score_vectors(
 
 
 def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] = (0, 1, 2, 3)) -> OneClickReport:
-    """Renders the held-out views and the training view with most classes, and scores them."""
+    """Render the held-out views and the training view with most classes, and score them."""
     data = pipeline.datamanager
     frames, held_out = data.frames("train"), data.frames("eval")
     train_maps, truth = read_truth(frames), torch.stack(read_truth(held_out))
     place = view_with_most_ids(train_maps)
     pipeline.eval()
     views = list(_render_eval_views(pipeline))
-    clicked = render_view(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
+    clicked = render_jacobians(pipeline.model, data.train_dataset.cameras[place : place + 1]).jacobians
     vectors, classes = torch.cat([view.jacobians.flatten(0, 1) for view in views]), truth.flatten()
     by_click, dense = score_vectors(clicked, vectors, train_maps[place], classes, click_seeds)
     gap = metrics.cosine_gap(vectors, classes)
@@ -142,13 +146,13 @@ def evaluate_one_click(pipeline: JacobiNeRFPipeline, click_seeds: Sequence[int] 
 
 
 def held_out_psnr(pipeline: JacobiNeRFPipeline) -> float:
-    """Mean PSNR of the held-out views in dB, for captures without label maps."""
+    """Return the mean PSNR of the held-out views in dB, for captures without label maps."""
     pipeline.eval()
     return _mean_psnr(pipeline, list(_render_eval_views(pipeline)))
 
 
 def evaluate_teacher(data: FeatureDataManager, click_seeds: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
-    """The same protocol on the teacher's own features of the photographs: what shaping was given to learn from.
+    """Score the teacher's own features of the photographs alike: what shaping was given to learn from.
 
     No field takes part; a rival that has to see every photograph it labels.
     """
@@ -183,4 +187,4 @@ def _mean_psnr(pipeline: JacobiNeRFPipeline, views: Sequence[RenderedView]) -> f
 def _render_eval_views(pipeline: JacobiNeRFPipeline) -> Iterator[RenderedView]:
     cameras = pipeline.datamanager.eval_dataset.cameras
     for i in track(range(len(cameras)), description="Rendering held-out views"):
-        yield render_view(pipeline.model, cameras[i : i + 1])
+        yield render_jacobians(pipeline.model, cameras[i : i + 1])

@@ -26,7 +26,7 @@ from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.progress import track
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField
+from jacobinerf_ns.tasks.feature_field.field import FeatureField
 
 HEAT_MAPS, MASKS = "heat_maps", "masks"
 """Folders of the answers."""

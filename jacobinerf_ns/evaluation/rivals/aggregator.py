@@ -10,11 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 
 WIDTH = 32
 """Hidden units."""
 SPREAD_EPS = 1e-3
 """Smallest spread that responses to a prototype are divided by."""
+
+
+def fit(fields: TrainedFields, exercise: Exercise) -> Fitted:
+    """Fit a network to the responses of the labelled pixels to each other."""
+    seen = fields.look(exercise.split, exercise.pixels)
+    network = train_aggregator(seen.shaped.jacobians, exercise.positions, len(exercise.ids))
+    return Fitted(lambda seen: network(seen.shaped.jacobians))
 
 
 class Aggregator(nn.Module):
@@ -28,7 +36,7 @@ class Aggregator(nn.Module):
     def __init__(
         self, prototypes: Float[Tensor, "prototypes dims"], example: Float[Tensor, "pixels dims"], num_labels: int
     ) -> None:
-        """`example` fixes mean and spread of the responses."""
+        """Take mean and spread of the responses from `example`."""
         super().__init__()
         responses = cosine_response(example, prototypes)
         self.register_buffer("prototypes", prototypes)
@@ -39,7 +47,7 @@ class Aggregator(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(WIDTH, num_labels))
 
     def forward(self, vectors: Float[Tensor, "pixels dims"]) -> Float[Tensor, "pixels labels"]:
-        """Logits of pixels from their vectors (Jacobians, or any vectors that the prototypes are of)."""
+        """Return logits of pixels from their vectors (Jacobians, or any vectors that the prototypes are of)."""
         responses = cosine_response(vectors, self.prototypes)
         return self.layers((responses - self.mean) / self.spread)
 
@@ -52,7 +60,7 @@ def train_aggregator(
     steps: int = 300,
     seed: int = 0,
 ) -> Aggregator:
-    """An aggregator trained on labelled pixels.
+    """Train an aggregator on labelled pixels.
 
     Half of them give the prototypes and the other half are learnt from: a pixel's response to itself is 1 and would
     teach nothing. `per_label` random prototypes stand for each label (paper: 20). Deterministic under `seed`.

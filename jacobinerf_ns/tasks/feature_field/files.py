@@ -12,7 +12,7 @@ from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest, tensor_bytes
 from jacobinerf_ns.run import Run
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField, FeatureFieldShape
+from jacobinerf_ns.tasks.feature_field.field import FeatureField, FeatureFieldShape
 
 FILE_NAME = "feature_field.pt"
 VERSION = 1
@@ -33,12 +33,19 @@ class Origin:
 
 
 def feature_field_path(run: Run) -> Path:
-    """Where the feature field of a run lies."""
+    """Return where the feature field of a run lies."""
     return run.folder / FILE_NAME
 
 
 def save_feature_field(run: Run, feature_field: FeatureField, overwrite: bool = False) -> Path:
-    """Writes the feature field of a run, with what it was made of. Errors: `UserError`, there is one, no room."""
+    """Write the feature field of a run, with what it was made of.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is one, or it cannot be written.
+    """
     extractor = run.pipeline.datamanager.config.extractor
     origin = Origin(run.step, _digest(run.pipeline.model), _settings(run), extractor.setup().fingerprint())
     content = {
@@ -55,7 +62,7 @@ def save_feature_field(run: Run, feature_field: FeatureField, overwrite: bool = 
 
 
 def load_feature_field(run: Run, teacher: str | None = None) -> FeatureField:
-    """The feature field of a run, on the run's device.
+    """Return the feature field of a run, on the run's device.
 
     Args:
         run: an opened run.

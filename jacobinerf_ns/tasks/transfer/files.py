@@ -9,7 +9,7 @@ from PIL import Image
 from jacobinerf_ns.annotations.changes import merge
 from jacobinerf_ns.annotations.schema import Colour
 from jacobinerf_ns.annotations.store import AnnotationStore, write_annotations
-from jacobinerf_ns.core.matching import NOBODY, spread_out
+from jacobinerf_ns.core.matching import UNLABELLED, spread_out
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.photos import Photo, check_capture_is_safe
@@ -36,9 +36,10 @@ class TransferFiles:
 
 
 def plan_transfer(source: Side, target: Side, folder: Path | None, merge: bool) -> TransferFiles:
-    """The files of a transfer, by default beside the other run's config.yml; asked before any work is done.
+    """Return the files of a transfer, by default beside the other run's config.yml; asked before any work is done.
 
-    Errors: `UserError`, one is there already, or the folder is a capture.
+    Raises:
+        UserError: one is there already, or the folder is a capture.
     """
     name = re.sub(r"[^\w.-]+", "_", source.name)
     place = target.run.folder if folder is None else folder.absolute()
@@ -57,9 +58,10 @@ def plan_transfer(source: Side, target: Side, folder: Path | None, merge: bool) 
 
 
 def write_transfer(files: TransferFiles, source: Side, target: Side, transferred: Transferred) -> None:
-    """Writes the picture, and the annotations unless no label was found; merging keeps all that is there.
+    """Write the picture, and the annotations unless no label was found; merging keeps all that is there.
 
-    Errors: `UserError` for photos that cannot be read, a folder that cannot be written to, or damaged annotations.
+    Raises:
+        UserError: photos cannot be read, the folder cannot be written to, or annotations are damaged.
     """
     picture = match_picture(source, target, transferred)
     if transferred.annotations.labels and files.merge:
@@ -71,7 +73,7 @@ def write_transfer(files: TransferFiles, source: Side, target: Side, transferred
 
 
 def match_picture(source: Side, target: Side, transferred: Transferred) -> Image.Image:
-    """A photo of each capture, lines between pixels that are each other's nearest, rings at the new clicks."""
+    """Draw a photo of each capture, lines between pixels that are each other's nearest, rings at the new clicks."""
     matched = transferred.correspondence
     photos = [side.photos[image] for side, image in zip((source, target), matched.images, strict=True)]
     colours = {k: part.label.colour for k, part in enumerate(transferred.found) if len(part.pixels)}
@@ -91,7 +93,7 @@ def _lines(source: Side, target: Side, matched: Correspondence, colours: dict[in
     if not len(clearest):
         return []
     chosen = clearest[spread_out(matched.pairs[clearest, 0].float(), MAX_LINES)]
-    chosen = chosen[(matched.labels[chosen] != NOBODY).long().argsort(stable=True)]  # Labels above grey.
+    chosen = chosen[(matched.labels[chosen] != UNLABELLED).long().argsort(stable=True)]  # Labels above grey.
     lines = []
     for pair, label in zip(matched.pairs[chosen].tolist(), matched.labels[chosen].tolist(), strict=True):
         here, there = (

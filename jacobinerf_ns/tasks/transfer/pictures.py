@@ -11,7 +11,7 @@ HEIGHT = 480
 """Pixels of each photo in the picture."""
 GAP = 12
 LEGEND_HEIGHT = 26
-PAPER, INK = (250, 250, 250), (30, 30, 30)
+BACKGROUND, INK = (250, 250, 250), (30, 30, 30)
 _DOT, _RING = 3, 8
 _FONT_SIZE = 14
 
@@ -38,12 +38,12 @@ def draw_matches(
     rings: Sequence[Ring] = (),
     legend: Sequence[tuple[str, Colour]] = (),
 ) -> Image.Image:
-    """The photos at one height, a line and two dots per correspondence, rings, and a row of names below."""
+    """Draw the photos at one height, a line and two dots per correspondence, rings, and a row of names below."""
     scaled = [
         photo.convert("RGB").resize((max(1, round(photo.width * HEIGHT / photo.height)), HEIGHT)) for photo in photos
     ]
     widths, left = [photo.width for photo in scaled], (0, scaled[0].width + GAP)
-    picture = Image.new("RGB", (sum(widths) + GAP, HEIGHT + LEGEND_HEIGHT), PAPER)
+    picture = Image.new("RGB", (sum(widths) + GAP, HEIGHT + LEGEND_HEIGHT), BACKGROUND)
     for photo, start in zip(scaled, left, strict=True):
         picture.paste(photo, (start, 0))
     draw = ImageDraw.Draw(picture)

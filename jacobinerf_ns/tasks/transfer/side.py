@@ -14,14 +14,13 @@ from torch import Tensor
 from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import seed_rays
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
-from jacobinerf_ns.core.matching import NOBODY
+from jacobinerf_ns.core.matching import UNLABELLED
 from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.names import find_image
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
@@ -30,8 +29,8 @@ from jacobinerf_ns.labels.traces import Piece, surface_points
 from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.progress import track
 from jacobinerf_ns.run import Run
+from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, load_feature_field
-from jacobinerf_ns.tasks.feature_field.heads import FeatureField
 
 PER_SEED = 64
 """Pixels taken of a scribble, box or mask."""
@@ -47,22 +46,22 @@ class SeedPixels(NamedTuple):
     """Position of the label in the annotations."""
 
 
-class Seen(NamedTuple):
-    """What the field shows at pixels."""
+class RenderedPixels(NamedTuple):
+    """What the field renders at pixels."""
 
     points: Float[Tensor, "pixels 3"]
     """Where they hit, scene units."""
     hit: Bool[Tensor, "pixels"]
     """False: background or sky."""
     labels: Int[Tensor, "pixels"]
-    """Position of the propagated label, or `NOBODY`."""
+    """Position of the propagated label, or `UNLABELLED`."""
 
 
 class Side:
     """An opened run as a transfer sees it; the teacher's features are made or loaded at the first question."""
 
     def __init__(self, run: Run, own_teacher: bool = True) -> None:
-        """`own_teacher`: the teacher is the run's own, so that its feature field, if there is one, can be used."""
+        """Look at an opened run; `own_teacher`: the teacher is the run's own, so that its feature field can be used."""
         self.run = run
         self.own_teacher = own_teacher
         self._field_allowed = own_teacher and feature_field_path(run).exists()
@@ -97,7 +96,7 @@ class Side:
         return "feature field" if self._field_allowed else "teacher"
 
     def grid(self, count: int, images: Sequence[int] | None = None) -> Int[Tensor, "pixels 3"]:
-        """About `count` pixels (image, row, col) in even steps over the training images, or some of them."""
+        """Return about `count` pixels (image, row, col) in even steps over the training images, or some of them."""
         chosen = range(len(self.sizes)) if images is None else images
         total = sum(self.sizes[i][0] * self.sizes[i][1] for i in chosen)
         step = max(1, round((total / count) ** 0.5))
@@ -108,14 +107,14 @@ class Side:
         return torch.cat(parts)
 
     def rays(self, pixels: Int[Tensor, "pixels 3"]) -> RayBundle:
-        """Rays through the pixels' centres, exactly as in training."""
+        """Return rays through the pixels' centres, exactly as in training."""
         cameras = self.run.pipeline.datamanager.train_dataset.cameras
         indices, coords = pixels[:, :1].to(cameras.device), pixels[:, 1:].to(cameras.device) + 0.5
         return cameras.generate_rays(camera_indices=indices, coords=coords).to(self.run.pipeline.model.device)
 
     @torch.no_grad()
     def features(self, pixels: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels features"]:
-        """Teacher features of training pixels on the CPU: distilled where the run has a feature field, else as made."""
+        """Return features of training pixels on the CPU: distilled where the run has a feature field, else as made."""
         if self._feature_field is None:
             return self._store.sample(pixels)
         model, field = self.run.pipeline.model, self._feature_field
@@ -125,12 +124,16 @@ class Side:
         return torch.cat(parts)
 
     def snapshot(self, annotations: Annotations, folder: Path) -> LabelSnapshot | None:
-        """What pixels are labelled by. Errors: `UserError` for seeds that cannot be found or hit nothing."""
-        return self.run.pipeline.keep_labels(FixedAnnotations(annotations, folder)).current()
+        """Return what pixels are labelled by.
+
+        Raises:
+            UserError: seeds cannot be found or hit nothing.
+        """
+        return self.run.pipeline.label_maker().snapshot_of(annotations, folder)
 
     @torch.no_grad()
-    def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> Seen:
-        """Renders training pixels, and labels them by their Jacobians where there is something to label them by."""
+    def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> RenderedPixels:
+        """Render training pixels, and label them by their Jacobians where there is something to label them by."""
         pipeline = self.run.pipeline
         points, hit, labels = [], [], []
         with in_eval_mode(pipeline.model):
@@ -140,20 +143,25 @@ class Side:
                 hit.append((traced.outputs["accumulation"][:, 0] > SURFACE).cpu())
                 if snapshot is not None:
                     decision = decide(responses(Piece(traced), snapshot), snapshot.config)
-                    labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, NOBODY).cpu())
-        nobody = torch.full((len(pixels),), NOBODY)
+                    labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED).cpu())
+        nobody = torch.full((len(pixels),), UNLABELLED)
         if not points:
-            return Seen(torch.zeros(0, 3), nobody.bool(), nobody)
-        return Seen(torch.cat(points), torch.cat(hit), torch.cat(labels) if labels else nobody)
+            return RenderedPixels(torch.zeros(0, 3), nobody.bool(), nobody)
+        return RenderedPixels(torch.cat(points), torch.cat(hit), torch.cat(labels) if labels else nobody)
 
     def seed_pixels(
         self, annotations: Annotations, folder: Path, pool: Int[Tensor, "pixels 3"], points: Float[Tensor, "pixels 3"]
     ) -> SeedPixels:
-        """Pixels of the positive seeds; a click in space stands for the pixel of `pool` that hits nearest to it.
+        """Return pixels of the positive seeds; a click in space stands for the pixel of `pool` that hits nearest to it.
 
-        `points` are where those hit.
+        Args:
+            annotations: labels and seeds.
+            folder: which mask files of seeds are relative to.
+            pool: pixels that clicks in space may stand for.
+            points: where those hit.
 
-        Errors: `UserError` for an image or mask that cannot be found.
+        Raises:
+            UserError: an image or mask cannot be found.
         """
         positions = {label.id: position for position, label in enumerate(annotations.labels)}
         seeds = [seed for seed in annotations.seeds if not seed.negative]
@@ -188,9 +196,10 @@ class Side:
 
 
 def check_teachers(source: Run, target: Run, own_teachers: bool) -> None:
-    """Whether features of both runs lie in one space.
+    """Check that features of both runs lie in one space.
 
-    Errors: `UserError` for other teachers, runs that none has shaped, or an oracle whose class ids mean other things.
+    Raises:
+        UserError: the teachers differ, none has shaped a run, or class ids of an oracle mean other things.
     """
     remedy = "name one teacher for both at the end of the command (jacobinerf transfer --help lists them)"
     for run in (source, target) if own_teachers else ():

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
-from jacobinerf_ns.core import matching as correspondence
+from jacobinerf_ns.core import matching
 from jacobinerf_ns.core.matching import LabelMatch
 from jacobinerf_ns.core.propagation import kmeans
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.tasks.transfer.side import SeedPixels, Seen, Side, check_teachers
+from jacobinerf_ns.tasks.transfer.side import RenderedPixels, SeedPixels, Side, check_teachers
 
 LOOKED_AT = 16_384
 """Pixels that are looked at in each capture."""
@@ -40,7 +40,11 @@ class TransferSettings:
     """Labels of less confidence (0..1) are left out."""
 
     def __post_init__(self) -> None:
-        """Errors: `UserError` for numbers out of range."""
+        """Check the numbers.
+
+        Raises:
+            UserError: one is out of range.
+        """
         for name in ("clicks", "prototypes"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} given, expected at least 1")
@@ -49,7 +53,7 @@ class TransferSettings:
 
 
 @dataclass(frozen=True)
-class FoundLabel:
+class TransferredLabel:
     """What became of a label."""
 
     label: Label
@@ -72,7 +76,7 @@ class Correspondence:
     pairs: Int[Tensor, "pairs 2 2"]
     """(row, col) here and there."""
     labels: Int[Tensor, "pairs"]
-    """Position of the label that the pixel has at home, or `NOBODY`."""
+    """Position of the label that the pixel has at home, or `UNLABELLED`."""
     cosines: Float[Tensor, "pairs"]
 
 
@@ -80,7 +84,7 @@ class Correspondence:
 class Transferred:
     """Labels found in another capture."""
 
-    found: tuple[FoundLabel, ...]
+    found: tuple[TransferredLabel, ...]
     """All labels that have seeds, in the order of the file."""
     annotations: Annotations
     """Of the other capture; labels that were left out are not in it."""
@@ -94,7 +98,7 @@ class _Home:
     snapshot: LabelSnapshot | None
     pixels: Int[Tensor, "pixels 3"]
     features: Float[Tensor, "pixels features"]
-    seen: Seen
+    rendered: RenderedPixels
     seeds: SeedPixels
     seed_features: Float[Tensor, "seeds features"]
 
@@ -102,7 +106,7 @@ class _Home:
 def transfer(
     source: Side, target: Side, annotations: Annotations, folder: Path, settings: TransferSettings
 ) -> Transferred:
-    """Looks for the labels of one run's annotations in another run's capture.
+    """Look for the labels of one run's annotations in another run's capture.
 
     Args:
         source: where the labels come from.
@@ -126,12 +130,12 @@ def transfer(
         )
     count = len(annotations.labels)
     vectors, owners = _prototypes(home, count, settings.prototypes)
-    margin = correspondence.margins(correspondence.label_cosines(features, vectors, owners, count))
+    margin = matching.margins(matching.label_cosines(features, vectors, owners, count))
     back = _labels_back(home, features, count)
-    match = correspondence.match_labels(margin, _own_margins(home, vectors, owners, count), back, settings.clicks * 4)
+    match = matching.match_labels(margin, _own_margins(home, vectors, owners, count), back, settings.clicks * 4)
     clicks = _clicks(target, pixels, margin, back, match, settings)
     found = tuple(
-        FoundLabel(label, float(match.confidence[k]), float(match.margin[k]), float(match.returned[k]), clicks[k])
+        TransferredLabel(label, float(match.confidence[k]), float(match.margin[k]), float(match.returned[k]), clicks[k])
         for k, label in enumerate(annotations.labels)
     )
     transferred = Annotations(
@@ -143,7 +147,11 @@ def transfer(
 
 
 def _with_seeds(annotations: Annotations) -> Annotations:
-    """Labels that something is known of. Errors: `UserError`, there are none."""
+    """Return the labels that something is known of.
+
+    Raises:
+        UserError: there are none.
+    """
     sown = {seed.label for seed in annotations.seeds if not seed.negative}
     if not sown:
         raise UserError(
@@ -165,15 +173,15 @@ def _look_home(source: Side, annotations: Annotations, folder: Path) -> _Home:
         # That rule needs whole views, and knows no confidence.
         annotations = annotations.model_copy(update={"view": ViewSettings()})
     pixels, snapshot = source.grid(LOOKED_AT), source.snapshot(annotations, folder)
-    seen = source.look(pixels, snapshot)
-    seeds = source.seed_pixels(annotations, folder, pixels, seen.points)
-    return _Home(snapshot, pixels, source.features(pixels), seen, seeds, source.features(seeds.pixels))
+    rendered = source.look(pixels, snapshot)
+    seeds = source.seed_pixels(annotations, folder, pixels, rendered.points)
+    return _Home(snapshot, pixels, source.features(pixels), rendered, seeds, source.features(seeds.pixels))
 
 
 def _prototypes(
     home: _Home, count: int, most: int
 ) -> tuple[Float[Tensor, "prototypes features"], Int[Tensor, "prototypes"]]:
-    """At most `most` directions per label, and their labels."""
+    """Return at most `most` directions per label, and their labels."""
     generator = torch.Generator().manual_seed(0)
     parts = [kmeans(home.seed_features[home.seeds.labels == k], most, generator) for k in range(count)]
     owners = torch.arange(count).repeat_interleave(torch.tensor([len(part) for part in parts]))
@@ -183,17 +191,17 @@ def _prototypes(
 def _own_margins(
     home: _Home, vectors: Float[Tensor, "prototypes features"], owners: Int[Tensor, "prototypes"], count: int
 ) -> Float[Tensor, "pixels labels"]:
-    """Margins at home, on photos without seeds: a seed's own pixel resembles itself more than anything elsewhere."""
+    """Return margins at home, on photos without seeds: a seed's own pixel resembles itself most."""
     others = ~torch.isin(home.pixels[:, 0], home.seeds.pixels[:, 0])
     features = home.features[others] if bool(others.any()) else home.features
-    return correspondence.margins(correspondence.label_cosines(features, vectors, owners, count))
+    return matching.margins(matching.label_cosines(features, vectors, owners, count))
 
 
 def _labels_back(home: _Home, features: Float[Tensor, "pixels features"], count: int) -> Int[Tensor, "pixels"]:
-    """Label at home of each pixel's nearest pixels there."""
+    """Return the label at home of each pixel's nearest pixels there."""
     everything = torch.cat([home.features, home.seed_features])
-    labels = torch.cat([home.seen.labels, home.seeds.labels])
-    return correspondence.label_back(features, everything, labels, count)
+    labels = torch.cat([home.rendered.labels, home.seeds.labels])
+    return matching.label_back(features, everything, labels, count)
 
 
 def _clicks(
@@ -204,21 +212,21 @@ def _clicks(
     match: LabelMatch,
     settings: TransferSettings,
 ) -> list[Int[Tensor, "clicks 3"]]:
-    """Of each label that is sure enough its clearest pixels that lead back to it, far apart on the scene's surfaces."""
-    best = correspondence.best_pixels(margin, CHOICE * settings.clicks)
+    """Choose the clearest pixels that lead back to each label that is sure enough, far apart on the surfaces."""
+    best = matching.best_pixels(margin, CHOICE * settings.clicks)
     good = (margin.gather(0, best) > 0) & (back[best] == torch.arange(margin.shape[1]))
     good &= match.confidence >= settings.min_confidence
     candidates = [pixels[best[good[:, k], k]] for k in range(margin.shape[1])]
-    seen = target.look(torch.cat(candidates))
+    rendered = target.look(torch.cat(candidates))
     chosen, start = [], 0
     for part in candidates:
         rows = slice(start, start + len(part))
-        hit, start = seen.hit[rows], rows.stop
-        chosen.append(part[hit][correspondence.spread_out(seen.points[rows][hit], settings.clicks)])
+        hit, start = rendered.hit[rows], rows.stop
+        chosen.append(part[hit][matching.spread_out(rendered.points[rows][hit], settings.clicks)])
     return chosen
 
 
-def _as_seeds(target: Side, part: FoundLabel) -> list[Click]:
+def _as_seeds(target: Side, part: TransferredLabel) -> list[Click]:
     seeds = []
     for image, row, col in part.pixels.tolist():
         height, width = target.sizes[image]
@@ -233,10 +241,10 @@ def _correspond(
     home: _Home,
     clicks: list[Int[Tensor, "clicks 3"]],
 ) -> Correspondence:
-    """Between the photo with most seeds and the photo with most clicks."""
+    """Match the photo with most seeds and the photo with most clicks."""
     images = (_most(home.seeds.pixels), _most(torch.cat(clicks)))
     here, there = source.grid(PAIRS, images[:1]), target.grid(PAIRS, images[1:])
-    matched, cosines = correspondence.mutual_nearest(source.features(here), target.features(there))
+    matched, cosines = matching.mutual_nearest(source.features(here), target.features(there))
     first, second = here[matched[:, 0]], there[matched[:, 1]]
     labels = source.look(first, home.snapshot).labels
     return Correspondence(images, torch.stack([first[:, 1:], second[:, 1:]], dim=1), labels, cosines)

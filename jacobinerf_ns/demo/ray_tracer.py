@@ -39,7 +39,7 @@ class Light:
     power: float
 
     def points(self) -> Float[np.ndarray, "points 3"]:
-        """The centres of 3 x 3 equal parts of the light."""
+        """Return the centres of 3 x 3 equal parts of the light."""
         steps = np.array([-2.0, 0.0, 2.0]) / 3
         x, y = np.meshgrid(steps * self.half[0], steps * self.half[1], indexing="ij")
         return np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1) + np.array(self.centre)
@@ -92,7 +92,7 @@ def trace_rays(
     directions: Float[np.ndarray, "rays 3"],
     light_point: int | None = None,
 ) -> Trace:
-    """Follows rays to the first surface and shades it.
+    """Follow rays to the first surface and shade it.
 
     Args:
         scene: the scene; every origin must lie inside its shell and outside its items.
@@ -133,7 +133,7 @@ def _first_surface(scene: Scene, origins: np.ndarray, directions: np.ndarray) ->
 
 
 def _shell_surface(shell: Shell, origins: np.ndarray, directions: np.ndarray) -> _Surface:
-    """Where rays leave the room: every ray ends there at the latest."""
+    """Return where rays leave the room: every ray ends there at the latest."""
     upper = np.array([*shell.half, shell.height])
     lower = np.array([-shell.half[0], -shell.half[1], 0.0])
     distances = (np.where(directions > 0, upper, lower) - origins) * reciprocal(directions)
@@ -147,7 +147,7 @@ def _shell_surface(shell: Shell, origins: np.ndarray, directions: np.ndarray) ->
 
 
 def _bounds_span(item: Item, origins: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ray parameters of entering and leaving the axis-aligned box around an item."""
+    """Return the ray parameters of entering and leaving the axis-aligned box around an item."""
     reach = [np.abs(part.rotation()) @ np.array(part.half) for part in item.parts]
     centres = [np.array(part.centre) for part in item.parts]
     lower = np.min([centre - size for centre, size in zip(centres, reach, strict=True)], axis=0)
@@ -164,7 +164,7 @@ def _bounds_span(item: Item, origins: np.ndarray, inverse: np.ndarray) -> tuple[
 def _look_up(
     scene: Scene, surface: _Surface, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Linear albedo, glow, class and instance of every surface point."""
+    """Return linear albedo, glow, class and instance of every surface point."""
     albedo, glow = np.zeros_like(points), np.zeros(len(points))
     semantic, instance = np.zeros(len(points), np.int64), np.zeros(len(points), np.int64)
     shell = scene.shell
@@ -185,7 +185,7 @@ def _look_up(
 
 
 def _ambient_light(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Light from everywhere: from above as `ambient`, from below as `bounce`, and less of it in the room's corners."""
+    """Return light from everywhere: from above `ambient`, from below `bounce`, and less of it in the room's corners."""
     shell = scene.shell
     upward = 0.5 + 0.5 * normals[:, 2:]
     light = upward * decode(scene.ambient) + (1 - upward) * decode(scene.bounce)
@@ -211,7 +211,7 @@ def _direct_light(scene: Scene, points: np.ndarray, normals: np.ndarray, light_p
 
 
 def _blocked(scene: Scene, origins: np.ndarray, towards: np.ndarray) -> np.ndarray:
-    """Whether something lies between `origins` and `origins + towards`. The shell never does."""
+    """Return whether something lies between `origins` and `origins + towards`. The shell never does."""
     blocked = np.zeros(len(origins), bool)
     inverse = reciprocal(towards)
     for item in scene.items:

@@ -1,38 +1,30 @@
-"""The demo: room, training, and a contact sheet of what resonates with clicks, shaped and unshaped."""
+"""The demo from end to end: room, training, contact sheet and numbers."""
 
 import json
 import sys
 from copy import deepcopy
 from pathlib import Path
 
-import torch
-from jaxtyping import Int
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.config import jacobinerf_lite
-from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.demo.capture import write_capture
-from jacobinerf_ns.evaluation import shaping_quality as evaluation
-from jacobinerf_ns.evaluation.annotators import read_truth, view_with_most_ids
-from jacobinerf_ns.evaluation.shaping_quality import OneClickReport, RenderedView
+from jacobinerf_ns.demo.contact_sheet import write_contact_sheet
+from jacobinerf_ns.evaluation import shaping_quality
+from jacobinerf_ns.evaluation.shaping_quality import OneClickReport
 from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.files.atomic import atomic_write
-from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
-from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train
 
 CONSOLE = Console()
-CLICKED_THINGS = ("chair", "cushion", "lamp")
-"""Classes whose largest visible member is clicked for the contact sheet."""
 
 
 def make_room(output_dir: Path, views: int, width: int) -> Path:
-    """The room as a capture, with a progress bar."""
+    """Write the room as a capture, with a progress bar."""
     with progress_bar("views") as progress:
         task = progress.add_task("Ray tracing the room", total=views)
         return write_capture(
@@ -46,7 +38,7 @@ def make_room(output_dir: Path, views: int, width: int) -> Path:
 
 
 def demo_config(extractor: ExtractorConfig, steps: int | None, seed: int) -> JacobiNeRFTrainerConfig:
-    """`jacobinerf-lite` with a teacher; with other steps than its own, its stages keep their proportions."""
+    """Return `jacobinerf-lite` with a teacher; with other steps than its own, its stages keep their proportions."""
     config = deepcopy(jacobinerf_lite.config)
     assert isinstance(config, JacobiNeRFTrainerConfig)
     config.machine.seed = seed
@@ -61,7 +53,7 @@ def demo_config(extractor: ExtractorConfig, steps: int | None, seed: int) -> Jac
 
 
 def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> None:
-    """Trains on the room, and writes `contact_sheet.png` and `numbers.json`.
+    """Train on the room, and write `contact_sheet.png` and `numbers.json`.
 
     "Unshaped" is what the colour trunk of the same field answers, which shaping of the entity branch leaves alone: one
     training shows both.
@@ -70,8 +62,8 @@ def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> N
     pipeline = trainer.pipeline
     with quiet_nerfstudio():
         with pipeline.model.answering_by("trunk"):
-            unshaped = evaluation.evaluate_one_click(pipeline)
-        reports = {"unshaped": unshaped, "shaped": evaluation.evaluate_one_click(pipeline)}
+            unshaped = shaping_quality.evaluate_one_click(pipeline)
+        reports = {"unshaped": unshaped, "shaped": shaping_quality.evaluate_one_click(pipeline)}
         write_contact_sheet(output_dir / "contact_sheet.png", pipeline)
     teacher = config.pipeline.datamanager.extractor
     numbers = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}
@@ -93,53 +85,3 @@ def _print_reports(reports: dict[str, OneClickReport]) -> None:
         table.add_row(name, *(f"{value:.3f}" for value in values))
     CONSOLE.print(table)
     CONSOLE.print(f"PSNR of the rendering: {reports['shaped'].psnr:.2f} dB. Unshaped: what the colour trunk answers.")
-
-
-def write_contact_sheet(path: Path, pipeline: JacobiNeRFPipeline) -> None:
-    """A row per click: photograph, rendering, resonance unshaped and shaped, and in a view nobody clicked in."""
-    data, model = pipeline.datamanager, pipeline.model
-    frames = data.frames("train")
-    classes = read_truth(frames)
-    place = view_with_most_ids(classes)
-    names = data.train_dataparser_outputs.metadata["classes"]
-    wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
-    camera = data.train_dataset.cameras[place : place + 1]
-    photo = data.train_dataset[place]["image"][..., :3]
-    after = evaluation.render_view(model, camera)
-    with model.answering_by("trunk"):
-        before = evaluation.render_view(model, camera)
-    other = len(data.eval_dataset) // 2
-    other_photo = data.eval_dataset[other]["image"][..., :3]
-    elsewhere = evaluation.render_view(model, data.eval_dataset.cameras[other : other + 1])
-    rows = []
-    for label in wanted:
-        row, col = centre_pixel(classes[place] == label)
-        resonance = [
-            heat_map(_resonance(view, clicked, (row, col)))
-            for view, clicked in ((before, before), (after, after), (elsewhere, after))
-        ]
-        rows.append(
-            [
-                Tile(photo, f"photo, click on: {names[label]}", (row, col)),
-                Tile(after.rgb, "rendering"),
-                Tile(resonance[0], "resonance, unshaped", (row, col)),
-                Tile(resonance[1], "resonance, shaped", (row, col)),
-                Tile(other_photo, "a held-out photo"),
-                Tile(resonance[2], "its resonance, shaped"),
-            ]
-        )
-    write_sheet(path, rows)
-
-
-def _resonance(view: RenderedView, clicked: RenderedView, pixel: tuple[int, int]) -> Tensor:
-    direction = clicked.jacobians[pixel[0], pixel[1]][None]
-    return cosine_response(view.jacobians.flatten(0, 1), direction).view(view.rgb.shape[:2])
-
-
-def centre_pixel(mask: Int[Tensor, "height width"]) -> tuple[int, int]:
-    """The pixel of a mask farthest from its outline: where a person would click."""
-    from scipy.ndimage import distance_transform_edt
-
-    depth = torch.from_numpy(distance_transform_edt(mask.numpy()))
-    row, col = divmod(int(depth.argmax()), mask.shape[1])
-    return row, col
