@@ -26,7 +26,7 @@ from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 
 MANY, PAPER_LABELS = 20, 12
 

@@ -28,7 +28,7 @@ from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.outputs import selected
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 
 DEFAULT_OBJECTS = ("door", "chair green", "sofa", "table wooden", "lamp white")
 

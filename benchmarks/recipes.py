@@ -25,7 +25,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train
 

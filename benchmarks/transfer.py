@@ -37,7 +37,7 @@ from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.truth import read_truth
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 from jacobinerf_ns.tasks.transfer.files import match_picture
 from jacobinerf_ns.tasks.transfer.side import Side
 from jacobinerf_ns.tasks.transfer.transfer import Transferred, TransferSettings, transfer

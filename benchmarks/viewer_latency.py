@@ -28,7 +28,7 @@ from jacobinerf_ns.annotations.schema import Annotations, Edit
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
 from jacobinerf_ns.labels.views import SCREEN, KeptViews, Screen
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 
 
 @dataclass

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from jacobinerf_ns.annotations.notes import Notes
     from jacobinerf_ns.annotations.schema import Annotations
     from jacobinerf_ns.errors import UserError
-    from jacobinerf_ns.labelled_views import LabelledView, Labels
-    from jacobinerf_ns.photos import Photo
-    from jacobinerf_ns.run import Run, open_run
+    from jacobinerf_ns.run.labelled_views import LabelledView, Labels
+    from jacobinerf_ns.run.opened import Run, open_run
+    from jacobinerf_ns.run.photos import Photo
 
 __all__ = ["Annotations", "LabelledView", "Labels", "Notes", "Photo", "Run", "UserError", "open_run"]
 
 _MODULES = {
     "Annotations": "annotations.schema",
-    "LabelledView": "labelled_views",
-    "Labels": "labelled_views",
+    "LabelledView": "run.labelled_views",
+    "Labels": "run.labelled_views",
     "Notes": "annotations.notes",
-    "Photo": "photos",
-    "Run": "run",
+    "Photo": "run.photos",
+    "Run": "run.opened",
     "UserError": "errors",
-    "open_run": "run",
+    "open_run": "run.opened",
 }
 """Where each public name lives."""
 

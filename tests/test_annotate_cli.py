@@ -15,7 +15,7 @@ from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Labe
 from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.cli.annotate import Annotate
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.run import read_capture
+from jacobinerf_ns.run.opened import read_capture
 
 
 @pytest.fixture(scope="module")

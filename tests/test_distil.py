@@ -19,8 +19,8 @@ from jacobinerf_ns.cli.query import Query
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.photos import list_photos
-from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.run.opened import Run, open_run
+from jacobinerf_ns.run.photos import list_photos
 from jacobinerf_ns.tasks import queries as feature_queries
 from jacobinerf_ns.tasks.feature_field import files as feature_field_files
 from jacobinerf_ns.tasks.feature_field.field import FeatureField

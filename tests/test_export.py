@@ -21,7 +21,7 @@ from jacobinerf_ns.cli.export import Export
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 from jacobinerf_ns.tasks.parts import geometry as part_geometry
 from jacobinerf_ns.tasks.parts import sampling as part_sampling
 from jacobinerf_ns.tasks.parts.geometry import Cloud

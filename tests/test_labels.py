@@ -21,7 +21,7 @@ from jacobinerf_ns.labels.seed_cache import rays_around
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.opened import open_run
 
 LABELS = (Label(id=7, name="Left wall", colour=(255, 0, 0)), Label(id=300, name="depth chart", colour=(0, 255, 0)))
 WIDTH, HEIGHT = 24, 18

@@ -31,9 +31,9 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
-from jacobinerf_ns.labelled_views import Labels
-from jacobinerf_ns.photos import Photo, list_photos
-from jacobinerf_ns.run import open_run
+from jacobinerf_ns.run.labelled_views import Labels
+from jacobinerf_ns.run.opened import open_run
+from jacobinerf_ns.run.photos import Photo, list_photos
 from jacobinerf_ns.tasks.masks import choose_annotations, draw_overlay, plan_files, propagate
 from jacobinerf_ns.tasks.settings import PropagateSettings
 

@@ -29,7 +29,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
 from jacobinerf_ns.labels.truth import read_truth
-from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.run.opened import Run, open_run
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field
 from jacobinerf_ns.tasks.transfer.files import plan_transfer, write_transfer

@@ -18,7 +18,7 @@ from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.names import find_image, image_name
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.run import Capture
+    from jacobinerf_ns.run.opened import Capture
 
 SEED_OPTIONS = ("--click", "--box", "--scribble", "--mask")
 LABEL_OPTIONS = ("--rename", "--delete", "--edit")
@@ -92,7 +92,7 @@ class Annotate:
         self._check_options()
         capture, path = None, self.file
         if self.load_config is not None:
-            from jacobinerf_ns.run import read_capture
+            from jacobinerf_ns.run.opened import read_capture
 
             capture = read_capture(self.load_config)
             path = self.file or capture.annotations

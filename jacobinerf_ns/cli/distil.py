@@ -33,7 +33,7 @@ class Distil:
     def main(self) -> Path:
         """Distils, and prints where the result is. Errors: `UserError`."""
         from jacobinerf_ns.errors import UserError
-        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.run.opened import open_run
         from jacobinerf_ns.tasks.feature_field.field import FeatureFieldShape
         from jacobinerf_ns.tasks.feature_field.files import feature_field_path, save_feature_field
         from jacobinerf_ns.tasks.feature_field.training import distil

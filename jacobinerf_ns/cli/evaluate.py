@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jacobinerf_ns.evaluation.exercise import TrainedFields
     from jacobinerf_ns.evaluation.labels import Report
     from jacobinerf_ns.evaluation.objects import ObjectReport, ObjectTask
-    from jacobinerf_ns.run import Run
+    from jacobinerf_ns.run.opened import Run
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
@@ -78,7 +78,7 @@ class Evaluate:
 
     def _open(self, position: int) -> "tuple[Run, TrainedFields]":
         from jacobinerf_ns.evaluation.exercise import TrainedFields
-        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.run.opened import open_run
 
         def give_labels(config: "JacobiNeRFTrainerConfig") -> None:
             if self.label_dir is not None:

@@ -26,7 +26,7 @@ class Import:
         from jacobinerf_ns.annotations.formats.seeds_io import import_seeds
         from jacobinerf_ns.annotations.store import AnnotationStore
         from jacobinerf_ns.files.names import image_name
-        from jacobinerf_ns.run import read_capture
+        from jacobinerf_ns.run.opened import read_capture
 
         capture = read_capture(self.load_config)
         sizes = [(height, width) for width, height in capture.sizes]
@@ -59,7 +59,7 @@ class ExportSeeds:
         from jacobinerf_ns.annotations.formats.seeds_io import export_seeds
         from jacobinerf_ns.annotations.rasterise import rasterise
         from jacobinerf_ns.annotations.store import read_annotations
-        from jacobinerf_ns.run import read_capture
+        from jacobinerf_ns.run.opened import read_capture
 
         path = self.annotations or read_capture(self.load_config).annotations
         if not path.is_file():

@@ -32,7 +32,7 @@ class Export(ExportSettings, _What):
         Raises:
             UserError: see `export_parts`.
         """
-        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.run.opened import open_run
         from jacobinerf_ns.tasks.parts.export import export_parts
 
         run = open_run(self.load_config, self.annotations)

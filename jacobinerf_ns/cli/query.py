@@ -11,7 +11,7 @@ from jacobinerf_ns.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from jacobinerf_ns.run import Run
+    from jacobinerf_ns.run.opened import Run
     from jacobinerf_ns.tasks.feature_field.field import FeatureField
     from jacobinerf_ns.tasks.queries import PixelBox
 
@@ -45,8 +45,8 @@ class Query:
     def main(self) -> int:
         """Writes the files; gives the number of photos in which something was found. Errors: `UserError`."""
         self._check_options()
-        from jacobinerf_ns.photos import list_photos
-        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.run.opened import open_run
+        from jacobinerf_ns.run.photos import list_photos
         from jacobinerf_ns.tasks.queries import plan_answers, write_answers
 
         run = open_run(self.load_config)
@@ -71,7 +71,7 @@ class Query:
 
     def _ask(self, run: "Run") -> "tuple[FeatureField, Tensor]":
         """The run's feature field, and what is asked of it."""
-        from jacobinerf_ns.photos import list_photos
+        from jacobinerf_ns.run.photos import list_photos
         from jacobinerf_ns.tasks.feature_field.files import load_feature_field
         from jacobinerf_ns.tasks.queries import query_of_photo, query_of_picture
 

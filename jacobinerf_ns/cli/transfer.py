@@ -14,7 +14,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 
 if TYPE_CHECKING:
-    from jacobinerf_ns.run import Run
+    from jacobinerf_ns.run.opened import Run
     from jacobinerf_ns.tasks.transfer.files import TransferFiles
     from jacobinerf_ns.tasks.transfer.transfer import Transferred
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
@@ -64,7 +64,7 @@ class Transfer:
     def main(self) -> "Transferred":
         """Writes the files, and prints what was found. Errors: `UserError`."""
         from jacobinerf_ns.annotations.store import read_annotations
-        from jacobinerf_ns.run import annotations_path
+        from jacobinerf_ns.run.opened import annotations_path
         from jacobinerf_ns.tasks.transfer.files import plan_transfer, write_transfer
         from jacobinerf_ns.tasks.transfer.side import Side
         from jacobinerf_ns.tasks.transfer.transfer import TransferSettings, transfer
@@ -84,7 +84,7 @@ class Transfer:
         return transferred
 
     def _open(self, path: Path) -> "Run":
-        from jacobinerf_ns.run import open_run
+        from jacobinerf_ns.run.opened import open_run
 
         run = open_run(path / "config.yml" if path.is_dir() else path, change=self._change)
         run.pipeline.eval()

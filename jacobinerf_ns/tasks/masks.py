@@ -28,10 +28,10 @@ from jacobinerf_ns.files.digests import digest_of_each, tensor_bytes
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
-from jacobinerf_ns.labelled_views import Labels
-from jacobinerf_ns.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.progress import progress_bar
-from jacobinerf_ns.run import Run, open_run
+from jacobinerf_ns.run.labelled_views import Labels
+from jacobinerf_ns.run.opened import Run, open_run
+from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.tasks.settings import PropagateSettings
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 

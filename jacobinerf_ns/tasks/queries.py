@@ -24,8 +24,8 @@ from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.files.pictures import heat_map
 from jacobinerf_ns.model import JacobiNeRFModel
-from jacobinerf_ns.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.progress import track
+from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 
 HEAT_MAPS, MASKS = "heat_maps", "masks"

@@ -11,7 +11,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest, tensor_bytes
-from jacobinerf_ns.run import Run
+from jacobinerf_ns.run.opened import Run
 from jacobinerf_ns.tasks.feature_field.field import FeatureField, FeatureFieldShape
 
 FILE_NAME = "feature_field.pt"

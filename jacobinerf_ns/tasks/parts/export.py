@@ -16,7 +16,7 @@ from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.run import Run
+from jacobinerf_ns.run.opened import Run
 from jacobinerf_ns.tasks.parts import geometry as part_geometry
 from jacobinerf_ns.tasks.parts import sampling as part_sampling
 from jacobinerf_ns.tasks.parts.geometry import Cloud

@@ -12,8 +12,8 @@ from jacobinerf_ns.annotations.store import AnnotationStore, write_annotations
 from jacobinerf_ns.core.matching import UNLABELLED, spread_out
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
-from jacobinerf_ns.photos import Photo, check_capture_is_safe
-from jacobinerf_ns.run import annotations_path
+from jacobinerf_ns.run.opened import annotations_path
+from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.tasks.transfer.pictures import Line, Ring, draw_matches
 from jacobinerf_ns.tasks.transfer.side import Side
 from jacobinerf_ns.tasks.transfer.transfer import Correspondence, Transferred

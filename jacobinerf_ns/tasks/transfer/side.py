@@ -26,9 +26,9 @@ from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Piece, surface_points
-from jacobinerf_ns.photos import Photo, list_photos
 from jacobinerf_ns.progress import track
-from jacobinerf_ns.run import Run
+from jacobinerf_ns.run.opened import Run
+from jacobinerf_ns.run.photos import Photo, list_photos
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, load_feature_field
 

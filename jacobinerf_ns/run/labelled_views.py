@@ -18,8 +18,8 @@ from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
-from jacobinerf_ns.photos import Photo, Split
 from jacobinerf_ns.progress import track
+from jacobinerf_ns.run.photos import Photo, Split
 
 
 @dataclass(frozen=True, eq=False)

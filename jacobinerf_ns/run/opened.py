@@ -19,10 +19,10 @@ from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, read_annotations
 from jacobinerf_ns.compat.checkpoints import latest_checkpoint
 from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.errors import UserError, caught_outside
-from jacobinerf_ns.labelled_views import Labels
 from jacobinerf_ns.labels.keeper import LabelMaker
-from jacobinerf_ns.photos import Photo, Split, list_photos
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.run.labelled_views import Labels
+from jacobinerf_ns.run.photos import Photo, Split, list_photos
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
