@@ -24,7 +24,8 @@ from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label,
 from jacobinerf_ns.core.propagation import PAPER_PROPAGATION, PropagationConfig
 from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.files.atomic import atomic_write
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.tracer import chunks
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
 
@@ -85,15 +86,16 @@ class LabelCost:
 
 def show(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int, config: PropagationConfig | None = None) -> None:
     """Renders a view with labels as a user would; seeds are rendered the first time only."""
-    pipeline.model.label_source = _keeper(pipeline, count, config or PropagationConfig())
+    snapshot = _snapshot(pipeline, count, config or PropagationConfig())
+    pipeline.model.label_source = lambda: snapshot
     pipeline.model.label_view(view)
 
 
-_keepers: dict[tuple[int, PropagationConfig], LabelKeeper] = {}
+_snapshots: dict[tuple[int, PropagationConfig], LabelSnapshot] = {}
 
 
-def _keeper(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig) -> LabelKeeper:
-    if (count, config) not in _keepers:
+def _snapshot(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig) -> LabelSnapshot:
+    if (count, config) not in _snapshots:
         image = pipeline.datamanager.train_dataparser_outputs.image_filenames[0]
         height, width = pipeline.datamanager.frames("train")[0].size
         spots = [((7 * i) % width, (11 * i) % height) for i in range(count)]
@@ -102,10 +104,10 @@ def _keeper(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig)
             Click(label=i + 1, image=str(image), width=width, height=height, pixel=spot) for i, spot in enumerate(spots)
         )
         annotations = Annotations(labels=labels, seeds=seeds, view=ViewSettings(propagation=config))
-        keeper = pipeline.keep_labels(FixedAnnotations(annotations, Path()))
-        keeper.current()
-        _keepers[count, config] = keeper
-    return _keepers[count, config]
+        snapshot = pipeline.label_maker().snapshot_of(annotations, Path())
+        assert snapshot is not None
+        _snapshots[count, config] = snapshot
+    return _snapshots[count, config]
 
 
 @torch.no_grad()
@@ -113,8 +115,7 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
     """Response of each pixel to each label by rendering the view again with perturbed weights, label by label."""
     model = pipeline.model
     model.label_source = None
-    snapshot = _keeper(pipeline, count, PAPER_PROPAGATION).current()
-    assert snapshot is not None
+    snapshot = _snapshot(pipeline, count, PAPER_PROPAGATION)
     vectors = snapshot.prototypes.vectors
     layer = model.field.mlp_head.rgb_layer
     original, before = layer.weight.clone(), _colours(pipeline, view)
@@ -129,7 +130,7 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
 def _colours(pipeline: JacobiNeRFPipeline, view: RayBundle) -> torch.Tensor:
     """Nerfacto's own rendering, without anything of ours."""
     model = pipeline.model
-    parts = [super(type(model), model).get_outputs(model.collider(chunk)) for chunk in model.chunks(view.flatten())]
+    parts = [super(type(model), model).get_outputs(model.collider(chunk)) for chunk in chunks(model, view.flatten())]
     return torch.cat([part["rgb"] for part in parts])
 
 

@@ -25,7 +25,6 @@ from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.files.index_maps import read_label_map
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.outputs import selected
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
@@ -122,9 +121,8 @@ def click(pipeline: JacobiNeRFPipeline, case: Case) -> None:
         pixel=(col, row),
     )
     annotations = Annotations(labels=(Label(id=1, name="clicked", colour=(255, 0, 0)),), seeds=(seed,))
-    keeper = pipeline.keep_labels(FixedAnnotations(annotations, Path()))
-    keeper.needs_surface = False
-    pipeline.model.label_source = keeper
+    maker = pipeline.label_maker()
+    pipeline.model.label_source = lambda: maker.snapshot_of(annotations, Path(), needs_surface=False)
 
 
 def mask(pipeline: JacobiNeRFPipeline, split: Literal["train", "eval"], view: int) -> Bool[Tensor, "height width"]:

@@ -30,7 +30,6 @@ from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
-from jacobinerf_ns.labels.tracer import chunks
 from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.labels.views import label_view, render_view
 from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
@@ -206,10 +205,6 @@ class JacobiNeRFModel(NerfactoModel):
         """Rays of one chunk (`Tracer`)."""
         return self.config.eval_num_rays_per_chunk
 
-    def chunks(self, rays: RayBundle) -> list[RayBundle]:
-        """Flat rays in pieces that are traced at a time, on the model's device."""
-        return chunks(self, rays)
-
     @property
     def weights_version(self) -> tuple[int, int]:
         """Changes whenever the weights do: training step, and how often a checkpoint was loaded."""
@@ -317,13 +312,6 @@ class JacobiNeRFModel(NerfactoModel):
         if snapshot is None or not snapshot.labels:
             raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
         return label_view(self, view, snapshot)
-
-    def get_rgb_and_jacobians(
-        self, ray_bundle: RayBundle
-    ) -> tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays dims"]]:
-        """Colour (0..1) and Jacobian over the shaped layers of each ray."""
-        traced = self.trace(ray_bundle)
-        return traced.outputs["rgb"], traced.jacobians
 
     @contextmanager
     def answering_by(self, units: Units) -> Iterator[None]:

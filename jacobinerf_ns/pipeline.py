@@ -13,14 +13,14 @@ from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from jacobinerf_ns.annotations.frames import WorldFrame
-from jacobinerf_ns.annotations.rays import SeedRays, seed_rays
+from jacobinerf_ns.annotations.rays import SeedRays, rays_through, seed_rays
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.annotations.store import AnnotationStore
 from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
-from jacobinerf_ns.labels.keeper import FixedAnnotations, LabelKeeper, LabelMaker
+from jacobinerf_ns.labels.keeper import LabelKeeper, LabelMaker
 from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.truth import read_truth
@@ -97,7 +97,7 @@ class JacobiNeRFPipeline(VanillaPipeline):
         self.model.label_source = self.labels
         return self.labels
 
-    def keep_labels(self, store: AnnotationStore | FixedAnnotations) -> LabelKeeper:
+    def keep_labels(self, store: AnnotationStore) -> LabelKeeper:
         """A keeper of this pipeline's labels; what the model shows is its `label_source`."""
         return LabelKeeper(store, self.label_maker())
 
@@ -116,9 +116,8 @@ class JacobiNeRFPipeline(VanillaPipeline):
         cameras, generator = self.datamanager.train_dataset.cameras, torch.Generator().manual_seed(0)
         images = torch.randint(len(cameras), (count,), generator=generator)
         sizes = torch.cat([cameras.height, cameras.width], dim=-1).cpu()[images]
-        coords = (torch.rand(count, 2, generator=generator) * sizes).floor() + 0.5
-        where = images.to(cameras.device)
-        return cameras.generate_rays(camera_indices=where[:, None], coords=coords.to(cameras.device))
+        places = (torch.rand(count, 2, generator=generator) * sizes).floor().long()
+        return rays_through(cameras, torch.cat([images[:, None], places], dim=-1))
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False

@@ -17,7 +17,6 @@ from jacobinerf_ns.evaluation.labels import Report, evaluate
 from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
 from jacobinerf_ns.files.index_maps import read_label_map
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.truth import read_truth
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -161,9 +160,8 @@ def test_own_labels_are_scored_by_name_for_ns_eval(fields):
         Click(label=90 + i, image=frame.path.name, width=24, height=18, pixel=(int(c), int(r)))
         for i, (r, c) in enumerate(zip(rows, cols, strict=True))
     )
-    keeper = pipeline.keep_labels(FixedAnnotations(Annotations(labels=labels, seeds=seeds), Path()))
-    keeper.needs_surface = False
-    model.label_source = keeper
+    clicked, maker = Annotations(labels=labels, seeds=seeds), pipeline.label_maker()
+    model.label_source = lambda: maker.snapshot_of(clicked, Path(), needs_surface=False)
     try:
         averages = pipeline.get_average_eval_image_metrics()
     finally:

@@ -15,7 +15,6 @@ from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Labe
 from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, write_annotations
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.responses import prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import rays_around
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
@@ -56,10 +55,10 @@ def show(pipeline: JacobiNeRFPipeline, seeds: list[Seed], edits: tuple[Edit, ...
     """Makes the pipeline show labels with these seeds, and returns what it shows."""
     view = ViewSettings(propagation=PropagationConfig(**settings))
     annotations = Annotations(labels=LABELS, seeds=tuple(seeds), edits=edits, view=view)
-    keeper = pipeline.keep_labels(FixedAnnotations(annotations, Path()))
-    snapshot = keeper.current()
+    maker = pipeline.label_maker()
+    pipeline.model.label_source = lambda: maker.snapshot_of(annotations, Path())
+    snapshot = pipeline.model.label_source()
     assert snapshot is not None
-    pipeline.model.label_source = keeper
     return snapshot
 
 
@@ -191,9 +190,8 @@ def test_labels_of_many_pixels_have_centres_that_vote_where_they_fit(pipeline, m
 def test_many_labels_are_rendered_from_one_query_of_the_field(pipeline, monkeypatch):
     many = tuple(Label(id=i + 1, name=f"label {i}", colour=(i, i, i)) for i in range(20))
     seeds = tuple(click(pipeline, i + 1, (i, i % HEIGHT)) for i in range(20))
-    keeper = pipeline.keep_labels(FixedAnnotations(Annotations(labels=many, seeds=seeds), Path()))
-    pipeline.model.label_source = keeper
-    keeper.current()
+    snapshot = pipeline.label_maker().snapshot_of(Annotations(labels=many, seeds=seeds), Path())
+    pipeline.model.label_source = lambda: snapshot
     calls = []
     forward = pipeline.model.field.forward
     monkeypatch.setattr(pipeline.model.field, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
@@ -280,10 +278,10 @@ def test_a_further_click_costs_one_ray_and_an_undo_none(pipeline, tmp_path, monk
     assert torch.equal(again.prototypes.vectors, first.prototypes.vectors)
     assert torch.equal(both.prototypes.vectors[:2], first.prototypes.vectors)
     # Those of a fresh start, which renders them all at once.
-    fresh = pipeline.keep_labels(
-        FixedAnnotations(changes.add_seed(store.snapshot()[1], click(pipeline, 7, (20, 5))), Path())
-    )
-    assert torch.allclose(fresh.current().prototypes.vectors, both.prototypes.vectors, atol=1e-6)
+    more = changes.add_seed(store.snapshot()[1], click(pipeline, 7, (20, 5)))
+    fresh = pipeline.label_maker().snapshot_of(more, Path())
+    assert fresh is not None
+    assert torch.allclose(fresh.prototypes.vectors, both.prototypes.vectors, atol=1e-6)
 
 
 def test_marks_are_where_seeds_hit(pipeline):

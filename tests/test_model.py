@@ -138,10 +138,10 @@ def test_the_contraction_is_nerfstudios():
 def test_an_overridden_background_is_a_constant():
     model = make_model(background_color="last_sample").eval()
     with torch.no_grad(), background_color_override_context(torch.zeros(3)):
-        _, overridden = model.get_rgb_and_jacobians(rays())
+        overridden = model.trace(rays()).jacobians
     model.config.background_color = model.renderer_rgb.background_color = "black"
     with torch.no_grad():
-        _, black = model.get_rgb_and_jacobians(rays())
+        black = model.trace(rays()).jacobians
     assert torch.equal(overridden, black)
 
 

@@ -28,7 +28,6 @@ from jacobinerf_ns.evaluation.objects import (
 from jacobinerf_ns.evaluation.registry import Method
 from jacobinerf_ns.evaluation.reports import object_means, object_table, picture_rows, write_report
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, read_mask, scribbles_at
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.truth import read_truth
 
 ONE_LABEL: tuple[Method, ...] = ("2d", "3d", "plus", "unshaped", "teacher")
@@ -185,9 +184,7 @@ def test_clicks_lie_on_the_object_and_rays_through_them(fields: TrainedFields, m
     assert bool(view.mask[positive[:, 0], positive[:, 1]].all())
     exercise = make_object_exercise(fields, view, positive, negative, two_labels=False)
     data, pipeline = fields.shaped.datamanager, fields.shaped
-    seeds = pipeline.keep_labels(FixedAnnotations(exercise.annotations, Path()))._maker._traces._seed_rays(
-        exercise.annotations, Path()
-    )
+    seeds = pipeline.label_maker()._traces._seed_rays(exercise.annotations, Path())
     expected = fields.rays(view.split, exercise.pixels)
     torch.testing.assert_close(seeds.rays.origins, expected.origins.cpu(), atol=1e-6, rtol=0)
     torch.testing.assert_close(seeds.rays.directions, expected.directions.cpu(), atol=1e-6, rtol=0)
@@ -208,12 +205,11 @@ def test_the_mask_is_what_a_user_with_the_same_clicks_selects(fields: TrainedFie
     annotations = annotations.model_copy(
         update={"view": annotations.view.model_copy(update={"propagation": propagation})}
     )
-    keeper = fields.shaped.keep_labels(FixedAnnotations(annotations, Path()))
-    keeper.needs_surface = False
+    snapshot = fields.shaped.label_maker().snapshot_of(annotations, Path(), needs_surface=False)
     model, data = fields.shaped.model, fields.shaped.datamanager
     shown = {shown.name: shown.predicted["2d"] == 1 for shown in report.shown}
     some = 0
-    model.label_source = keeper
+    model.label_source = lambda: snapshot
     try:
         for i, frame in enumerate(data.frames("eval")):
             camera = data.eval_dataset.cameras[i : i + 1].to(model.device)
@@ -273,9 +269,7 @@ def test_a_single_label_is_not_refined(fields: TrainedFields, masks: Path):
         for refine in (0, 5):
             settings = ViewSettings(propagation=PropagationConfig(refine=refine))
             annotations = exercise.annotations.model_copy(update={"view": settings})
-            keeper = fields.shaped.keep_labels(FixedAnnotations(annotations, Path()))
-            keeper.needs_surface = False
-            snapshot = keeper.current()
+            snapshot = fields.shaped.label_maker().snapshot_of(annotations, Path(), needs_surface=False)
             assert snapshot is not None
             found[two_labels, refine] = snapshot.prototypes.vectors
     assert torch.equal(found[False, 0], found[False, 5])

@@ -15,7 +15,6 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations, Click, Edit, Label, ViewSettings
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig
-from jacobinerf_ns.labels.keeper import FixedAnnotations
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -68,7 +67,8 @@ def show(pipeline: JacobiNeRFPipeline, *edits: Edit, **settings) -> Annotations:
 
 
 def set_annotations(pipeline: JacobiNeRFPipeline, annotations: Annotations) -> None:
-    pipeline.model.label_source = pipeline.keep_labels(FixedAnnotations(annotations, Path()))
+    maker = pipeline.label_maker()
+    pipeline.model.label_source = lambda: maker.snapshot_of(annotations, Path())
 
 
 def without_screen(pipeline: JacobiNeRFPipeline) -> dict[str, torch.Tensor]:

@@ -82,6 +82,12 @@ def seed_rays(
     )
 
 
+def rays_through(cameras: Cameras, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
+    """Return flat rays through the centres of pixels (camera, row, column), generated as training generates its own."""
+    where = pixels.to(cameras.device)
+    return cameras.generate_rays(camera_indices=where[:, :1], coords=where[:, 1:].to(torch.float32) + 0.5)
+
+
 def world_click(
     frame: WorldFrame,
     origin: Sequence[float] | Tensor,
@@ -161,13 +167,11 @@ def _size(cameras: Cameras, index: int) -> tuple[int, int]:
 
 
 def _pixel_rays(pixels: Sequence[_Pixels], cameras: Cameras) -> RayBundle:
-    """Return rays through the centres of pixels, generated as training generates its own."""
     if not pixels:
         pixels = [_Pixels(0, np.empty((0, 2), dtype=np.int64))]
     rows_columns = torch.from_numpy(np.concatenate([part.xy for part in pixels])[:, ::-1].copy())
     indices = torch.cat([torch.full((len(part.xy), 1), part.camera) for part in pixels])
-    coords = rows_columns.to(cameras.device, torch.float32) + 0.5
-    return cameras.generate_rays(camera_indices=indices.to(cameras.device), coords=coords)
+    return rays_through(cameras, torch.cat([indices, rows_columns], dim=-1))
 
 
 def _space_rays(

@@ -85,7 +85,7 @@ class Annotate:
     refine: int | None = None
     """Rounds in which what stands for a label is refined on the scene (J-NeRF+: 10, together with `--smooth`)."""
     smooth: float | None = None
-    """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.5)."""
+    """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.3)."""
 
     def main(self) -> Annotations:
         """Makes the change, if one is asked for, and prints what the file holds. Errors: `UserError`."""

@@ -92,9 +92,7 @@ class TrainedFields:
     def rays(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> RayBundle:
         """Return rays through the centres of pixels of a split's images."""
         cameras = self._dataset(split).cameras
-        return cameras.generate_rays(
-            camera_indices=pixels[:, :1].to(cameras.device), coords=pixels[:, 1:].to(cameras.device) + 0.5
-        ).to(self.shaped.model.device)
+        return rays_through(cameras, pixels).to(self.shaped.model.device)
 
     def photo(self, split: TrainOrEval, image: int) -> Float[Tensor, "height width 3"]:
         """Return a photograph of a split."""

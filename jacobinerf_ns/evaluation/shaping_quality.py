@@ -80,9 +80,8 @@ def one_click_per_class(class_map: Int[Tensor, "height width"], seed: int) -> li
 def render_jacobians(model: JacobiNeRFModel, camera: Cameras) -> RenderedView:
     """Render colour and Jacobians of a view; the model has to be in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
-    parts = [model.get_rgb_and_jacobians(chunk) for chunk in model.chunks(rays.flatten())]
-    size = rays.origins.shape[:2]
-    rgb, jacobians = (torch.cat(part).view(*size, -1).cpu() for part in zip(*parts, strict=True))
+    picked = trace_all(model, rays.flatten(), lambda traced: (traced.outputs["rgb"], traced.jacobians))
+    rgb, jacobians = (part.view(*rays.origins.shape[:2], -1).cpu() for part in picked)
     return RenderedView(rgb, jacobians)
 
 

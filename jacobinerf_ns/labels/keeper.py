@@ -59,28 +59,12 @@ class _Surface(NamedTuple):
     """Of their surface points."""
 
 
-class FixedAnnotations:
-    """Stands in for an annotation file where its labels must not change: in a long command, and in evaluation."""
-
-    problem = None
-
-    def __init__(self, annotations: Annotations, folder: Path) -> None:
-        """`folder` is what the mask files of seeds are relative to."""
-        self._annotations, self.folder = annotations, folder
-
-    def snapshot(self) -> tuple[int, Annotations]:
-        """Always the same."""
-        return 0, self._annotations
-
-
 class LabelKeeper:
     """Answers with the current `LabelSnapshot` of an annotation file."""
 
-    def __init__(self, store: AnnotationStore | FixedAnnotations, maker: "LabelMaker") -> None:
+    def __init__(self, store: AnnotationStore, maker: "LabelMaker") -> None:
         """`maker` is this keeper's alone: what it keeps is of this file."""
         self.store = store
-        self.needs_surface = True
-        """Refuse labels none of whose seeds hits a surface; otherwise take every seed as it is."""
         self.refuses = False
         """End a command at its first frame where the file cannot be shown; with a panel, that is said there instead."""
         self.problem: str | None = None
@@ -98,7 +82,7 @@ class LabelKeeper:
                 return self.current()
         annotations, problem = self.store.snapshot()[1], None
         try:
-            self._snapshot = self._maker.make(annotations, self.store.folder, self.needs_surface)
+            self._snapshot = self._maker.make(annotations, self.store.folder, needs_surface=True)
             problem = None if self._snapshot is None else _without_surface(annotations, self._snapshot.marks)
         except UserError as error:
             problem = str(error)
@@ -111,7 +95,7 @@ class LabelKeeper:
         Raises:
             UserError: seeds that cannot be found or hit nothing.
         """
-        return self._maker.snapshot_of(self.store.snapshot()[1], self.store.folder, self.needs_surface)
+        return self._maker.snapshot_of(self.store.snapshot()[1], self.store.folder)
 
 
 class LabelMaker:

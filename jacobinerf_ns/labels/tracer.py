@@ -9,6 +9,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
 from jacobinerf_ns.labels.traces import Traced
+from jacobinerf_ns.progress import track
 
 Picked = TypeVar("Picked", bound=Tensor | tuple[Tensor, ...])
 
@@ -51,18 +52,22 @@ def chunks(tracer: Tracer, rays: RayBundle) -> list[RayBundle]:
     return [rays[start : start + size].to(tracer.device) for start in range(0, len(rays), size)]
 
 
-def trace_all(tracer: Tracer, rays: RayBundle, pick: Callable[[Traced], Picked]) -> Picked:
+def trace_all(
+    tracer: Tracer, rays: RayBundle, pick: Callable[[Traced], Picked], description: str | None = None
+) -> Picked:
     """Trace flat rays chunk by chunk, and keep of each query only what is picked.
 
     Args:
         tracer: in eval mode.
         rays: flat, at least one.
         pick: a tensor, or a tuple of tensors, whose rows are the rays of one query.
+        description: of a progress bar; none shows no bar.
 
     Returns:
         What was picked, for all rays.
     """
-    parts = [pick(tracer.trace(chunk)) for chunk in chunks(tracer, rays)]
+    cut = chunks(tracer, rays)
+    parts = [pick(tracer.trace(chunk)) for chunk in (cut if description is None else track(cut, description))]
     first: Any = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)  # pyright: ignore[reportArgumentType, reportCallIssue, reportReturnType]

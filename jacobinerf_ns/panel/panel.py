@@ -88,7 +88,6 @@ class Panel(ViewerControl):
         if keeper is None:
             # Runs that are older than annotations do not name a file.
             keeper = self._host.show_labels(run / ANNOTATIONS_NAME)
-        assert isinstance(keeper.store, AnnotationStore), "only commands of ours fix the annotations"
         keeper.refuses = False
         return keeper.store
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.formats.base import label_file_names
 from jacobinerf_ns.annotations.rasterise import spread, to_camera
+from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor, Frame, load_rgb, pixel_positions, sample
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.files.pictures import heat_map
+from jacobinerf_ns.labels.tracer import trace_all
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.progress import track
 from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
@@ -79,10 +81,11 @@ def query_of_pixels(
     Raises:
         UserError: the pixels see nothing.
     """
-    coords = torch.from_numpy(pixels[:, ::-1] + 0.5).float()
-    rays = camera.generate_rays(camera_indices=torch.zeros(len(pixels), 1, dtype=torch.long), coords=coords)
-    parts = [feature_field.rendered(model.trace(chunk)) for chunk in model.chunks(rays)]
-    return _mean_direction(torch.cat(parts), "the pixels that were named see nothing: choose others")
+    rows_columns = torch.from_numpy(pixels[:, ::-1].copy())
+    rays = rays_through(camera, torch.cat([torch.zeros_like(rows_columns[:, :1]), rows_columns], dim=-1))
+    return _mean_direction(
+        trace_all(model, rays, feature_field.rendered), "the pixels that were named see nothing: choose others"
+    )
 
 
 def query_of_picture(extractor: Extractor, path: Path, box: PixelBox | None = None) -> Float[Tensor, "features"]:
@@ -107,9 +110,8 @@ def view_similarity(
     """Return the cosine, −1..1, of a view's distilled features to a query, on the CPU; the model is in eval mode."""
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     direction = query.to(model.device)[None]
-    chunks = model.chunks(rays.flatten())
-    parts = [cosine_response(feature_field.rendered(model.trace(chunk)), direction) for chunk in chunks]
-    return torch.cat(parts).view(rays.origins.shape[:2]).cpu()
+    found = trace_all(model, rays.flatten(), lambda traced: cosine_response(feature_field.rendered(traced), direction))
+    return found.view(rays.origins.shape[:2]).cpu()
 
 
 class AnswerFiles(NamedTuple):

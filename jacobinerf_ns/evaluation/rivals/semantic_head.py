@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jacobinerf_ns.core.jacobian import effective_weights
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields
 from jacobinerf_ns.field import FieldTrace, JacobiNeRFField
-from jacobinerf_ns.labels.tracer import in_eval_mode
+from jacobinerf_ns.labels.tracer import in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -141,15 +141,12 @@ class _Samples(NamedTuple):
 
 @torch.no_grad()
 def _trace_labelled(model: JacobiNeRFModel, rays: RayBundle) -> _Samples:
-    parts: list[_Samples] = []
+    def pick(traced: Traced) -> _Samples:
+        return _Samples(
+            effective_weights(traced.weights, traced.background),
+            geometry_features(model.field, traced.trace),
+            unit_positions(model.field, traced.trace.ray_samples),
+        )
+
     with in_eval_mode(model):
-        for chunk in model.chunks(rays):
-            traced = model.trace(chunk)
-            parts.append(
-                _Samples(
-                    effective_weights(traced.weights, traced.background),
-                    geometry_features(model.field, traced.trace),
-                    unit_positions(model.field, traced.trace.ray_samples),
-                )
-            )
-    return _Samples(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return trace_all(model, rays, pick)

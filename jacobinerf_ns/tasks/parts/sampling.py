@@ -22,7 +22,8 @@ from jacobinerf_ns.labels.outputs import selected
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.tracer import trace_all
+from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.progress import progress_bar, track
 
@@ -197,9 +198,9 @@ def _rays(
 
 @torch.no_grad()
 def _query(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot) -> _Queried:
-    parts = []
-    for chunk in model.chunks(rays):
-        piece = Piece(model.trace(chunk))
+    def pick(traced: Traced) -> _Queried:
+        piece = Piece(traced)
         solid = piece.outputs["accumulation"][:, 0] > SURFACE
-        parts.append(_Queried(piece.points, piece.outputs["rgb"], responses(piece, snapshot), solid))
-    return _Queried(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        return _Queried(piece.points, piece.outputs["rgb"], responses(piece, snapshot), solid)
+
+    return trace_all(model, rays, pick)

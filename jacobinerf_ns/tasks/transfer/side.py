@@ -12,7 +12,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
-from jacobinerf_ns.annotations.rays import seed_rays
+from jacobinerf_ns.annotations.rays import rays_through, seed_rays
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
 from jacobinerf_ns.core.matching import UNLABELLED
 from jacobinerf_ns.core.propagation import decide
@@ -24,9 +24,8 @@ from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.labels.tracer import in_eval_mode
-from jacobinerf_ns.labels.traces import Piece, surface_points
-from jacobinerf_ns.progress import track
+from jacobinerf_ns.labels.tracer import in_eval_mode, trace_all
+from jacobinerf_ns.labels.traces import Piece, Traced, surface_points
 from jacobinerf_ns.run.opened import Run
 from jacobinerf_ns.run.photos import Photo, list_photos
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
@@ -109,8 +108,7 @@ class Side:
     def rays(self, pixels: Int[Tensor, "pixels 3"]) -> RayBundle:
         """Return rays through the pixels' centres, exactly as in training."""
         cameras = self.run.pipeline.datamanager.train_dataset.cameras
-        indices, coords = pixels[:, :1].to(cameras.device), pixels[:, 1:].to(cameras.device) + 0.5
-        return cameras.generate_rays(camera_indices=indices, coords=coords).to(self.run.pipeline.model.device)
+        return rays_through(cameras, pixels).to(self.run.pipeline.model.device)
 
     @torch.no_grad()
     def features(self, pixels: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels features"]:
@@ -119,9 +117,9 @@ class Side:
             return self._store.sample(pixels)
         model, field = self.run.pipeline.model, self._feature_field
         with in_eval_mode(model):
-            chunks = list(model.chunks(self.rays(pixels)))
-            parts = [field.rendered(model.trace(part)).cpu() for part in track(chunks, f"Features of {self.name}")]
-        return torch.cat(parts)
+            return trace_all(
+                model, self.rays(pixels), lambda traced: field.rendered(traced).cpu(), f"Features of {self.name}"
+            )
 
     def snapshot(self, annotations: Annotations, folder: Path) -> LabelSnapshot | None:
         """Return what pixels are labelled by.
@@ -134,20 +132,21 @@ class Side:
     @torch.no_grad()
     def look(self, pixels: Int[Tensor, "pixels 3"], snapshot: LabelSnapshot | None = None) -> RenderedPixels:
         """Render training pixels, and label them by their Jacobians where there is something to label them by."""
-        pipeline = self.run.pipeline
-        points, hit, labels = [], [], []
-        with in_eval_mode(pipeline.model):
-            for part in track(list(pipeline.model.chunks(self.rays(pixels))), f"Looking at {self.name}"):
-                traced = pipeline.model.trace(part)
-                points.append(surface_points(traced).cpu())
-                hit.append((traced.outputs["accumulation"][:, 0] > SURFACE).cpu())
-                if snapshot is not None:
-                    decision = decide(responses(Piece(traced), snapshot), snapshot.config)
-                    labels.append(torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED).cpu())
-        nobody = torch.full((len(pixels),), UNLABELLED)
-        if not points:
+        if not len(pixels):
+            nobody = torch.zeros(0, dtype=torch.long)
             return RenderedPixels(torch.zeros(0, 3), nobody.bool(), nobody)
-        return RenderedPixels(torch.cat(points), torch.cat(hit), torch.cat(labels) if labels else nobody)
+
+        def pick(traced: Traced) -> RenderedPixels:
+            hit = traced.outputs["accumulation"][:, 0] > SURFACE
+            labels = torch.full_like(hit, UNLABELLED, dtype=torch.long)
+            if snapshot is not None:
+                decision = decide(responses(Piece(traced), snapshot), snapshot.config)
+                labels = torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED)
+            return RenderedPixels(surface_points(traced).cpu(), hit.cpu(), labels.cpu())
+
+        model = self.run.pipeline.model
+        with in_eval_mode(model):
+            return trace_all(model, self.rays(pixels), pick, f"Looking at {self.name}")
 
     def seed_pixels(
         self, annotations: Annotations, folder: Path, pool: Int[Tensor, "pixels 3"], points: Float[Tensor, "pixels 3"]
