@@ -57,7 +57,7 @@ PAPER_MODEL = replace(
 def trainer_config(
     name: str, model: JacobiNeRFModelConfig, steps: int, rays: int, decay_steps: int, lr_final: float
 ) -> JacobiNeRFTrainerConfig:
-    """A method: nerfacto's optimisers and logging around a model.
+    """Return a method: nerfacto's optimisers and logging around a model.
 
     Args:
         name: the method's name on the command line and in config.yml.

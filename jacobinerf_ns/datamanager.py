@@ -67,9 +67,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     _reader: ThreadPoolExecutor | None = None
 
     def prepare_features(self, from_step: int, num_anchors: int = WHOLE_BATCH) -> None:
-        """Extracts the features of the training images, or opens their cache, and adds them to batches from a step on.
+        """Extract the features of the training images, or open their cache, and add them to batches from a step on.
 
-        Only training with shaping calls it. Errors: `UserError` from the extractor.
+        Only training with shaping calls it.
         """
         config = self.config
         if isinstance(config.extractor, OracleConfig):
@@ -118,20 +118,20 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return self._store
 
     def teacher_store(self, split: Literal["train", "eval"]) -> FeatureStore:
-        """The teacher's own features of the images of a split, for evaluation; extracted where the cache lacks them.
+        """Return the teacher's own features of a split's images, extracted where the cache lacks them.
 
         Neither projected nor centred: that is fitted to the training images, and features of both splits must compare.
         """
         return open_store(self.config.extractor.setup(device=self.device), self.frames(split), self.config.cache_dir)
 
     def frames(self, split: Literal["train", "eval"]) -> list[Frame]:
-        """The images of a split, as extractors want them."""
+        """Return the images of a split, as extractors want them."""
         if split == "train":
             return list_frames(self.train_dataparser_outputs, self.train_dataset.cameras)
         return list_frames(self.eval_dataparser_outputs, self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
-        """A training batch, with `features` [anchors dim] (float32, on the CPU) once prepared and due.
+        """Return a training batch, with `features` [anchors dim] (float32, on the CPU) once prepared and due.
 
         With a GPU they are a future: a thread reads them while the GPU renders the rays. It reads this batch and not
         the next, whose pixels are drawn when their turn comes: a resume goes on exactly, and nothing has to be saved
@@ -145,7 +145,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict]:
-        """An evaluation batch, as nerfstudio makes it."""
+        """Return an evaluation batch, as nerfstudio makes it."""
         return _with_floats(super().next_eval(step))
 
 

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 @contextmanager
 def one_line_exit() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and exit code 2.
+    """Turn a `UserError` into one line on stderr and exit code 2.
 
     Doors use it (commands, and the `setup` of our nerfstudio configs, which the stock `ns-*` commands call); code below
     the doors raises `UserError`, so that Python users can catch it.
@@ -35,7 +35,7 @@ def one_line_exit() -> Iterator[None]:
 
 @contextmanager
 def caught_outside() -> Iterator[None]:
-    """Makes doors inside the block raise `UserError` too: our own commands call what nerfstudio's commands call."""
+    """Make doors inside the block raise `UserError` too: our own commands call what nerfstudio's commands call."""
     token = _caught_outside.set(True)
     try:
         yield
@@ -50,7 +50,7 @@ def at_the_door() -> bool:
 
 @contextmanager
 def plain_errors(source: str = "") -> Iterator[None]:
-    """Turns what pydantic finds wrong into one `UserError`: `source`, where in it, what was expected and found."""
+    """Turn what pydantic finds wrong into one `UserError`: `source`, where in it, what was expected and found."""
     try:
         yield
     except ValidationError as error:

@@ -152,7 +152,7 @@ class ColourHead(nn.Module):
     def hidden(
         self, features: Float[Tensor, "points features"]
     ) -> tuple[Float[Tensor, "points inputs"] | None, Float[Tensor, "points hidden"]]:
-        """Inputs of the last trunk layer (None for a fused trunk) and trunk activations."""
+        """Return inputs of the last trunk layer (None for a fused trunk) and trunk activations."""
         if self.trunk.tcnn_encoding is not None:
             return None, self.trunk(features)
         inputs = features
@@ -191,7 +191,7 @@ class JacobiNeRFField(NerfactoField):
 
     @contextmanager
     def recording(self) -> Iterator[list[FieldTrace]]:
-        """Collects one `FieldTrace` per `forward` inside the block; an outer block gets those of an inner one too."""
+        """Collect one `FieldTrace` per `forward` inside the block; an outer block gets those of an inner one too."""
         outer, traces = self._traces, []
         self._traces, self.mlp_head.records = traces, []
         try:
@@ -236,5 +236,5 @@ class JacobiNeRFField(NerfactoField):
 
 
 def _scale_gradient(values: Float[Tensor, "points features"], share: float) -> Float[Tensor, "points features"]:
-    """The values as they are, with a share of their gradient."""
+    """Return the values as they are, with a share of their gradient."""
     return share * values + (1.0 - share) * values.detach()

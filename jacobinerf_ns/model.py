@@ -126,7 +126,7 @@ class JacobiNeRFModel(NerfactoModel):
         self._steps_of_shaping = 0
 
     def _compile_hash_grids(self) -> None:
-        """Puts our kernels under all hash grids. Gradients by positions serve cameras and normals alone."""
+        """Put our kernels under all hash grids. Gradients by positions serve cameras and normals alone."""
         encodings.use_jit(self)
         moves = self.config.predict_normals or self.config.camera_optimizer.mode != "off"
         for encoding in encodings.encodings_of(self):
@@ -158,7 +158,7 @@ class JacobiNeRFModel(NerfactoModel):
         return [own, *super().get_training_callbacks(training_callback_attributes)]
 
     def _shaping_origin(self, step: int) -> int:
-        """The first shaping step, which is this one if there was none; the buffer, on the GPU, is asked once."""
+        """Return the first shaping step, which is this one if there was none; the buffer, on the GPU, is asked once."""
         if self._origin is None:
             if int(self.first_shaping_step) == NOT_YET:
                 self.first_shaping_step.fill_(step)
@@ -233,7 +233,7 @@ class JacobiNeRFModel(NerfactoModel):
             )
 
     def _background(self) -> jacobian.Background:
-        """What is behind the samples; the viewer's and exporter's override is a constant colour like black."""
+        """Return what is behind the samples; the viewer's and exporter's override is a constant colour like black."""
         return "black" if renderers.BACKGROUND_COLOR_OVERRIDE is not None else self.config.background_color
 
     @property
@@ -302,12 +302,16 @@ class JacobiNeRFModel(NerfactoModel):
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
-        """Outputs of a view, all of its rays from one snapshot of the labels."""
+        """Return outputs of a view, all of its rays from one snapshot of the labels."""
         return render_view(self, camera_ray_bundle, self._current_snapshot())
 
     @torch.no_grad()
     def label_view(self, view: RayBundle) -> LabelView:
-        """Labels of a view [height width] as numbers, the same that the outputs show. Errors: `UserError`, none."""
+        """Labels of a view [height width] as numbers, the same that the outputs show.
+
+        Raises:
+            UserError: none.
+        """
         snapshot = self._current_snapshot()
         if snapshot is None or not snapshot.labels:
             raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
@@ -315,7 +319,7 @@ class JacobiNeRFModel(NerfactoModel):
 
     @contextmanager
     def answering_by(self, units: Units) -> Iterator[None]:
-        """Takes Jacobians over other units that the RGB layer reads, for a comparison.
+        """Take Jacobians over other units that the RGB layer reads, for a comparison.
 
         Beside a shaped entity branch the colour trunk is what it would be without shaping: what it answers shows what
         a field that was never shaped knows. Labels that are shown meanwhile are not of these units.

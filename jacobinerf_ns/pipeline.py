@@ -46,7 +46,7 @@ class JacobiNeRFPipelineConfig(VanillaPipelineConfig):
     """Annotation file with labels, seeds and edits; by default `annotations.json` beside the run's config.yml."""
 
     def setup(self, **kwargs: Any) -> "JacobiNeRFPipeline":
-        """Builds the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
+        """Build the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
         with one_line_exit():
             return super().setup(**kwargs)
 
@@ -92,13 +92,17 @@ class JacobiNeRFPipeline(VanillaPipeline):
         return WorldFrame(outputs.dataparser_transform, outputs.dataparser_scale)
 
     def show_labels(self, path: Path) -> LabelKeeper:
-        """Shows the labels of an annotation file from now on. Errors: `UserError`, the file is damaged."""
+        """Show the labels of an annotation file from now on.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         self.labels = self.keep_labels(AnnotationStore(path))
         self.model.label_source = self.labels
         return self.labels
 
     def keep_labels(self, store: AnnotationStore) -> LabelKeeper:
-        """A keeper of this pipeline's labels; what the model shows is its `label_source`."""
+        """Return a keeper of this pipeline's labels; what the model shows is its `label_source`."""
         return LabelKeeper(store, self.label_maker())
 
     def label_maker(self) -> LabelMaker:
@@ -147,7 +151,7 @@ class JacobiNeRFPipeline(VanillaPipeline):
         return annotated_scores(known, read_truth(frames), predicted)
 
     def load_pipeline(self, loaded_state: Mapping[str, Tensor], step: int) -> None:
-        """Loads the model of a checkpoint, ours or plain nerfacto's; anything missing or different is an error."""
+        """Load the model of a checkpoint, ours or plain nerfacto's; anything missing or different is an error."""
         with one_line_exit():
             expected = self.model.state_dict()
             state = checkpoints.model_state(loaded_state)

@@ -160,7 +160,7 @@ def _self_product(rows: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors
 def threshold_pairs(
     teacher_cosine: Float[Tensor, "anchors anchors"], threshold: Float[Tensor, ""]
 ) -> tuple[Pairs, Float[Tensor, ""]]:
-    """The release's rule: positives above one adaptive threshold, self included, everything else negative.
+    """Return the release's rule: positives above one adaptive threshold, self included, everything else negative.
 
     The threshold moves after every anchor, before the next one is looked at, so anchors are taken in order (on the CPU:
     the loop branches on each count). Returns the pairs and the moved threshold.
@@ -281,7 +281,7 @@ def _hard_statistics(
 def _soft_statistics(
     similarity: Float[Tensor, "anchors anchors"], membership: Float[Tensor, "anchors anchors"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same for soft pairs: means weighted by Q and by 1 − Q_ij / max_j Q_ij, in row sums; effective share."""
+    """Return the same for soft pairs: means weighted by Q and by 1 − Q_ij / max_j Q_ij; effective share."""
     count = len(similarity)
     by_row, largest = (similarity * membership).sum(dim=-1), membership.amax(dim=-1)
     far = similarity.sum() - similarity.diagonal().sum() - (by_row / largest).sum()

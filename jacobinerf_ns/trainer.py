@@ -30,12 +30,12 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
     """Data and model."""
 
     def set_timestamp(self) -> None:
-        """Called by `ns-train` before it prints and saves the config: also settles device and paths."""
+        """Settle device and paths too; `ns-train` calls this before it prints and saves the config."""
         super().set_timestamp()
         self.settle()
 
     def setup(self, **kwargs: Any) -> "JacobiNeRFTrainer":
-        """Builds the trainer."""
+        """Build the trainer."""
         self.settle()
         return super().setup(**kwargs)
 
@@ -56,7 +56,7 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
 
 
 def make_paths_absolute(config: Any) -> None:
-    """Makes every `Path` in a config and the configs inside it absolute, in place."""
+    """Make every `Path` in a config and the configs inside it absolute, in place."""
     for entry in fields(config):
         value = getattr(config, entry.name, None)
         if isinstance(value, Path) and entry.name not in _RELATIVE_BY_DESIGN:
@@ -76,7 +76,7 @@ class JacobiNeRFTrainer(Trainer):
         self.train_lock = FairLock()  # pyright: ignore[reportAttributeAccessIssue]
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Builds pipeline, optimisers and viewer; bad input ends in one line."""
+        """Build pipeline, optimisers and viewer; bad input ends in one line."""
         if gathering.rank() > 0:
             CONSOLE.quiet = True  # rank 0 says it all
         with one_line_exit():
@@ -84,13 +84,13 @@ class JacobiNeRFTrainer(Trainer):
         self.pipeline.model.log_every = self.config.logging.steps_per_log
 
     def train(self) -> None:
-        """The training loop; bad input that only shows there ends in one line too."""
+        """Run the training loop; bad input that only shows there ends in one line too."""
         outputs = self.pipeline.datamanager.train_dataparser_outputs
         with one_line_exit(), only_the_first_saves(outputs):
             super().train()
 
     def save_checkpoint(self, step: int) -> None:
-        """Saves model, optimisers and what makes a resume exact, whole or not at all; every process has to call it.
+        """Save model, optimisers and what makes a resume exact, whole or not at all; every process has to call it.
 
         The file is written outside `nerfstudio_models`, where nerfstudio parses every name, and then moved there: a run
         that is killed while saving leaves the last checkpoint as it was.
@@ -174,7 +174,7 @@ class JacobiNeRFTrainer(Trainer):
             torch.cuda.set_rng_state(states[rank]["devices"][0], self.device)
 
     def _advance_schedules(self, step: int) -> None:
-        """Puts fresh schedules where they would be after `step` steps: a trained field wants small learning rates."""
+        """Put fresh schedules where they would be after `step` steps: a trained field wants small learning rates."""
         for scheduler in self.optimizers.schedulers.values():
             scheduler.last_epoch = step
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):

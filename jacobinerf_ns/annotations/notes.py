@@ -139,7 +139,7 @@ class Notes:
         return f"Notes({seeds}; {len(self.photos)} photos; {self.file})"
 
     def _with(self, kind: Callable[..., InImage], label: str, image: str, negative: bool, **shape: Any) -> Notes:
-        """The notes and one seed."""
+        """Return the notes and one seed."""
         index = find_image(image, self.photos)
         width, height = self.sizes[index]
         annotations, known = self._labelled(label)

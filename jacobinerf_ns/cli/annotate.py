@@ -88,7 +88,11 @@ class Annotate:
     """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.3)."""
 
     def main(self) -> Annotations:
-        """Makes the change, if one is asked for, and prints what the file holds. Errors: `UserError`."""
+        """Make the change, if one is asked for, and print what the file holds.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         self._check_options()
         capture, path = None, self.file
         if self.load_config is not None:
@@ -105,7 +109,7 @@ class Annotate:
         return annotations
 
     def _asked(self) -> list[str]:
-        """The changes asked for, by their options."""
+        """Return the changes asked for, by their options."""
         seeds = {"--click": self.click, "--box": self.box, "--scribble": self.scribble, "--mask": self.mask}
         settings = self._settings()
         others = {
@@ -143,7 +147,7 @@ class Annotate:
             raise UserError(f"--scribble has {len(self.scribble)} numbers: expected pairs x y")
 
     def _change(self, capture: "Capture | None", folder: Path) -> Changer | None:
-        """What is to be done to the annotations, whose file lies in `folder`; none when nothing is asked for."""
+        """Return what is to be done to the annotations, whose file lies in `folder`; none when nothing is asked for."""
         asked = self._asked()
         if not asked:
             return self._set_label if self.label is not None else None
@@ -169,7 +173,7 @@ class Annotate:
         return changes.label_named(annotations, self.label)
 
     def _set_label(self, annotations: Annotations) -> Annotations:
-        """Makes the label if it is new, and gives it the colour if one is named."""
+        """Make the label if it is new, and give it the colour if one is named."""
         assert self.label is not None
         known = next((label for label in annotations.labels if label.name == self.label.strip()), None)
         if known is None:
@@ -206,7 +210,7 @@ class Annotate:
         return changes.set_view(annotations, propagation=replace(annotations.view.propagation, **self._settings()))
 
     def _settings(self) -> dict[str, Any]:
-        """The settings of propagation that are given."""
+        """Return the settings of propagation that are given."""
         names = ("threshold", "space", "void_below", "refine", "smooth")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -234,7 +238,7 @@ class Annotate:
         return change
 
     def _seeds(self, common: dict[str, Any]) -> list[Click] | list[Box] | list[Scribble] | list[Mask]:
-        """The seeds asked for; `common` holds what every seed in an image has."""
+        """Return the seeds asked for; `common` holds what every seed in an image has."""
         if self.click:
             return [Click(pixel=pixel, **common) for pixel in self.click]
         if self.box is not None:

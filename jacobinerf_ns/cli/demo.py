@@ -25,7 +25,7 @@ class Demo:
     """Seed of the training."""
 
     def main(self) -> None:
-        """Runs it all, and says where the pictures are."""
+        """Run it all, and say where the pictures are."""
         from jacobinerf_ns.demo.end_to_end import demo_config, make_room, run_demo
 
         room = make_room(self.output_dir.absolute(), self.views, self.width)

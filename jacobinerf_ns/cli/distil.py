@@ -31,7 +31,11 @@ class Distil:
     """Make it anew where there is one."""
 
     def main(self) -> Path:
-        """Distils, and prints where the result is. Errors: `UserError`."""
+        """Distils, and prints where the result is.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         from jacobinerf_ns.errors import UserError
         from jacobinerf_ns.run.opened import open_run
         from jacobinerf_ns.tasks.feature_field.field import FeatureFieldShape

@@ -22,7 +22,11 @@ class Import:
     """Annotation file, instead of the run's own."""
 
     def main(self) -> Annotations:
-        """Adds the seeds and prints what the file holds. Errors: `UserError`."""
+        """Add the seeds and print what the file holds.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         from jacobinerf_ns.annotations.formats.seeds_io import import_seeds
         from jacobinerf_ns.annotations.store import AnnotationStore
         from jacobinerf_ns.files.names import image_name
@@ -55,7 +59,11 @@ class ExportSeeds:
     """Replace files that are there."""
 
     def main(self) -> list[Path]:
-        """Writes the files and prints how many. Errors: `UserError`."""
+        """Write the files and print how many.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         from jacobinerf_ns.annotations.formats.seeds_io import export_seeds
         from jacobinerf_ns.annotations.rasterise import rasterise
         from jacobinerf_ns.annotations.store import read_annotations

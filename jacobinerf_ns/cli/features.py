@@ -32,7 +32,11 @@ class Features:
     """Device the teacher runs on, in torch's words; None is the GPU if there is one, else the CPU."""
 
     def main(self) -> FeatureStore:
-        """Extracts what the cache lacks, and prints where it is, its size and images/s. Errors: `UserError`."""
+        """Extract what the cache lacks, and print where it is, its size and images/s.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         from jacobinerf_ns.datamanager import list_frames
         from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 

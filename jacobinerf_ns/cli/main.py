@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def entrypoint() -> None:
-    """Parses the command line and runs the command; bad input ends in one line and exit code 2."""
+    """Parse the command line and run the command; bad input ends in one line and exit code 2."""
     # Deprecations inside libraries are no news to their users, and would bury the progress bars.
     warnings.filterwarnings("ignore", module=r"(nerfstudio|torch|torchmetrics)\.")
     command = tyro.extras.subcommand_cli_from_dict(

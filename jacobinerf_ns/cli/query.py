@@ -43,7 +43,11 @@ class Query:
     """Replace files of an earlier query."""
 
     def main(self) -> int:
-        """Writes the files; gives the number of photos in which something was found. Errors: `UserError`."""
+        """Write the files; give the number of photos in which something was found.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         self._check_options()
         from jacobinerf_ns.run.opened import open_run
         from jacobinerf_ns.run.photos import list_photos
@@ -70,7 +74,7 @@ class Query:
             raise UserError("--image needs either --click X Y or --box X0 Y0 X1 Y1")
 
     def _ask(self, run: "Run") -> "tuple[FeatureField, Tensor]":
-        """The run's feature field, and what is asked of it."""
+        """Return the run's feature field, and what is asked of it."""
         from jacobinerf_ns.run.photos import list_photos
         from jacobinerf_ns.tasks.feature_field.files import load_feature_field
         from jacobinerf_ns.tasks.queries import query_of_photo, query_of_picture

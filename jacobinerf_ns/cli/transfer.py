@@ -62,7 +62,11 @@ class Transfer:
     """Another teacher than the runs' own, which then looks at the photos of both now."""
 
     def main(self) -> "Transferred":
-        """Writes the files, and prints what was found. Errors: `UserError`."""
+        """Write the files, and print what was found.
+
+        Raises:
+            UserError: bad input, in one line.
+        """
         from jacobinerf_ns.annotations.store import read_annotations
         from jacobinerf_ns.run.opened import annotations_path
         from jacobinerf_ns.tasks.transfer.files import plan_transfer, write_transfer

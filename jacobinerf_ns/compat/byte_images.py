@@ -42,7 +42,7 @@ def as_floats(pixels: UInt8[Tensor, "*shape channels"]) -> Float[Tensor, "*shape
 
 
 def as_bytes(image: Float[Tensor, "height width channels"]) -> UInt8[Tensor, "height width channels"]:
-    """The bytes of an image file from its colours 0..1; what was blended with a background is rounded to them."""
+    """Return the bytes of an image file from its colours 0..1; what was blended with a background is rounded."""
     return (image * _HIGHEST).round().clamp(0, _HIGHEST).to(torch.uint8)
 
 
@@ -55,7 +55,11 @@ class ByteDataloader(CacheDataloader):
     dataset: InputDataset
 
     def _get_collated_batch(self) -> dict[str, Any]:
-        """What the pixel sampler draws from, on our device where that was asked for. Errors: `UserError`, shapes."""
+        """Return what the pixel sampler draws from, on our device where that was asked for.
+
+        Raises:
+            UserError: photographs of several shapes.
+        """
         chosen = sample(range(len(self.dataset)), k=self.num_images_to_sample_from)
         with ThreadPoolExecutor(THREADS) as pool:
             stacks = {} if self.collate_fn is variable_res_collate else self._stacks(chosen)

@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(folder: Path) -> Path:
-    """The checkpoint with the highest step in a `nerfstudio_models` folder."""
+    """Return the checkpoint with the highest step in a `nerfstudio_models` folder."""
     found = sorted(folder.glob("step-*.ckpt"))
     if not found:
         raise UserError(f"no step-*.ckpt in {folder}: give a run's nerfstudio_models folder, or --load-checkpoint FILE")
@@ -45,7 +45,7 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def model_state(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's entries of a pipeline's state, without prefixes and without what is not the model's own.
+    """Return the model's entries of a pipeline's state, without prefixes and without what is not the model's own.
 
     The datamanager's buffers are made from the capture, and LPIPS weights (in checkpoints of stock methods) are public.
     """
@@ -58,7 +58,7 @@ def model_state(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unwrapped(pipeline_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A pipeline's state as one process has it, without the `module.` that training in several puts into names."""
+    """Return a pipeline's state as one process has it: without the `module.` that several put into names."""
     return {key.replace(f"{MODEL_PREFIX}module.", MODEL_PREFIX): value for key, value in pipeline_state.items()}
 
 
@@ -107,7 +107,7 @@ def _is_tcnn(state: Mapping[str, Tensor]) -> bool:
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises a `UserError` unless a state has exactly the model's keys and shapes.
+    """Raise a `UserError` unless a state has exactly the model's keys and shapes.
 
     nerfstudio tolerates missing and extra keys in silence, and a model then runs on weights that were never trained.
     """

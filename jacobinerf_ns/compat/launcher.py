@@ -24,7 +24,7 @@ from jacobinerf_ns.errors import EXIT_CODE
 
 
 def prepare_launcher(device_type: str) -> None:
-    """Puts both right in nerfstudio's training script, in this process; call it before the script launches others."""
+    """Put both right in nerfstudio's training script, in this process; call it before the script launches others."""
     from nerfstudio.scripts import train  # not above: it imports all methods, and ours while they import this
 
     if device_type == "cpu":
@@ -53,7 +53,7 @@ def _worker(
     timeout: timedelta,
     device_type: str,
 ) -> None:
-    """What a started process does; called with the arguments of nerfstudio's own worker."""
+    """Do what a started process does; called with the arguments of nerfstudio's own worker."""
     assert device_type == "cpu", "nerfstudio's own worker is for GPUs"
     torch.set_num_threads(max(1, torch.get_num_threads() // num_devices_per_machine))
     rank = machine_rank * num_devices_per_machine + local_rank

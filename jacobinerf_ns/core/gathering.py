@@ -32,7 +32,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number among those that train together, from 0; process 0 is the one that writes files."""
+    """Return this process's number among those that train together, from 0; process 0 is the one that writes files."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -58,7 +58,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_objects(value: T) -> list[T]:
-    """What each process brings (anything that can be pickled, on the CPU), in the order of ranks. All have to call."""
+    """Return what each process brings (pickled, on the CPU), in the order of ranks. All have to call."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -69,7 +69,7 @@ def gather_objects(value: T) -> list[T]:
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Runs the block on rank 0 first, then on all others at once, which find on disk what it made.
+    """Run the block on rank 0 first, then on all others at once, which find on disk what it made.
 
     If it fails on rank 0, the others are not let in: the launcher ends them.
     """

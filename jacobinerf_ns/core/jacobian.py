@@ -29,7 +29,7 @@ NORM_EPS = 1e-8
 
 
 def effective_weights(weights: Float[Tensor, "rays samples"], background: Background) -> Float[Tensor, "rays samples"]:
-    """Rendering weights with the background's share folded in.
+    """Return rendering weights with the background's share folded in.
 
     `last_sample` paints what is left of a ray's light with the colour of its last sample, which is a function of W like
     every other sample: the residual 1 − Σw joins the last weight. Constant backgrounds do not depend on W and leave the

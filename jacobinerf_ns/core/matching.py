@@ -42,7 +42,7 @@ class LabelMatch(NamedTuple):
 
 
 def nearest(vectors: Float[Tensor, "pixels dims"], others: Float[Tensor, "others dims"]) -> Nearest:
-    """The vector of `others` with the largest cosine to each vector; the first of equals."""
+    """Return the vector of `others` with the largest cosine to each vector; the first of equals."""
     directions = _directions(others)
     found = [(part @ directions.T).max(-1) for part in _directions(vectors).split(_CHUNK)]
     return Nearest(torch.cat([part.indices for part in found]), torch.cat([part.values for part in found]))
@@ -69,7 +69,7 @@ def label_back(
     num_labels: int,
     neighbours: int = 16,
 ) -> Int[Tensor, "pixels"]:
-    """What most of the `neighbours` nearest of `others` are, as a position, or `UNLABELLED` where that is nothing.
+    """Return what most of the nearest `neighbours` of `others` are, as a position, or `UNLABELLED`.
 
     One neighbour would do if all labels were right; those of propagation are not.
     """
@@ -111,7 +111,7 @@ def margins(cosines: Float[Tensor, "pixels labels"]) -> Float[Tensor, "pixels la
 
 
 def best_pixels(margin: Float[Tensor, "pixels labels"], count: int) -> Int[Tensor, "count labels"]:
-    """The pixels with the largest margins of each label, best first; all pixels where there are fewer than `count`."""
+    """Return the `count` pixels with the largest margins of each label, best first, or all where there are fewer."""
     return margin.topk(min(count, len(margin)), dim=0).indices
 
 

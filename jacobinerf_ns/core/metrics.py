@@ -44,7 +44,7 @@ class CosineGap(NamedTuple):
 def confusion_matrix(
     predicted: Int[Tensor, "*pixels"], truth: Int[Tensor, "*pixels"], num_classes: int, void: int | None = 0
 ) -> Int[Tensor, "truth predicted"]:
-    """Counts of (true, predicted) ids over pixels; pixels whose truth is `void` are left out (None: none is).
+    """Count (true, predicted) ids over pixels; pixels whose truth is `void` are left out (None: none is).
 
     Matrices of views add up: scores are taken from the sum, since means of per-view IoUs reward views without a class.
     """

@@ -164,7 +164,7 @@ def kmeans(
 def _adaptive(
     seeds: Seeds, config: PropagationConfig, generator: torch.Generator
 ) -> tuple[Float[Tensor, "prototypes dims"], Int[Tensor, "prototypes"]]:
-    """The paper's adaptive selection: random subsets, and the one that segments the seeds themselves best (by mIoU).
+    """Select as the paper does, adaptively: of random subsets the one that segments the seeds themselves best (mIoU).
 
     The released code compares with a best score that it never updates, and so keeps its last subset; here the best
     stays.
@@ -269,7 +269,7 @@ def _best_per_label(
 
 
 def decide(responses: Float[Tensor, "pixels labels"], config: PropagationConfig) -> Decision:
-    """The label with the largest response, and its confidence; void where that is below `config.void_below`.
+    """Return the label with the largest response, and its confidence; void where that is below `config.void_below`.
 
     Confidence is a softmax over the labels' responses and one more of `config.threshold`, which stands for "none of
     them": with a single label it is a sigmoid around the selection's threshold, not always 1.
@@ -285,7 +285,7 @@ def decide(responses: Float[Tensor, "pixels labels"], config: PropagationConfig)
 
 
 def decide_paper(responses: Float[Tensor, "height width labels"]) -> Decision:
-    """The released code's rule on the raw responses of one view.
+    """Return the released code's rule on the raw responses of one view.
 
     Clipped at 0.8, blurred by a 3×3 Gaussian, divided by the label's largest response in the view, zero where the label
     looks absent (spread below 0.05 and mean below 0.01), softmax, argmax.

@@ -71,7 +71,11 @@ def load_backbone(model: str) -> Backbone:
 
 
 def _load(name: str, source: str, offline: bool) -> Backbone:
-    """Load from a folder or an id. Errors: `FileNotFoundError`: it is not there; `UserError`: it is no good."""
+    """Load from a folder or an id.
+
+    Raises:
+        UserError: `FileNotFoundError`: it is not there; `UserError`: it is no good.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModel
 

@@ -61,7 +61,7 @@ class JitHashEncoding(HashEncoding):
 
 
 def use_jit(module: nn.Module) -> int:
-    """Gives every torch `HashEncoding` inside a module our forward; says how many it found.
+    """Give every torch `HashEncoding` inside a module our forward; say how many it found.
 
     The objects change their class and stay themselves: parameters, optimisers, hooks and whoever holds a reference to
     them notice nothing. Encodings on tiny-cuda-nn, and subclasses that somebody else wrote, are left alone.

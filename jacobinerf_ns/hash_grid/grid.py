@@ -82,7 +82,7 @@ def encode_reference(
     table: Float[Tensor, "entries features"],
     scalings: Float[Tensor, " levels"],
 ) -> Float[Tensor, "points levels_times_features"]:
-    """The same in plain torch, for any dtype and any number of derivatives; ten times slower."""
+    """Return the same in plain torch, for any dtype and any number of derivatives; ten times slower."""
     size = _level_size(table, scalings)
     scaled = positions[:, None, :] * scalings[:, None]
     offsets = scaled - scaled.floor()
@@ -108,7 +108,7 @@ def encode_reference(
 
 @cache
 def readiness(device_type: str, features: int) -> Readiness:
-    """Loads and tries the kernels for a kind of device, once per process; call it before step 0.
+    """Load and try the kernels for a kind of device, once per process; call it before step 0.
 
     All three kernels run on two points here, for two reasons. Compiling takes seconds, once per machine, and should not
     look like a slow first step. And what is missing shows only now: Triton, for one, imports without a C compiler and

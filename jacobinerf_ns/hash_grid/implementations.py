@@ -14,7 +14,7 @@ Chosen = Literal["jit", "torch", "tcnn"]
 
 
 def chosen_implementation(wanted: Implementation, device: str | torch.device) -> Chosen:
-    """What runs on a device: `auto` is tiny-cuda-nn on a GPU that has it, else `jit`, which also stands in for it."""
+    """Return what runs on a device: `auto` is tiny-cuda-nn on a GPU that has it, else `jit`, its stand-in."""
     if wanted in ("jit", "torch"):
         return wanted
     if TCNN_EXISTS and (wanted == "tcnn" or torch.device(device).type not in ("cpu", "mps")):

@@ -92,7 +92,7 @@ def _parts(points: int) -> list[tuple[int, int]]:
 
 
 def _share(kernel: Callable[..., None], parts: Iterable[tuple[Any, ...]]) -> None:
-    """Calls the kernel with every part, on as many threads as torch uses; the calling thread is one of them.
+    """Call the kernel with every part, on as many threads as torch uses; the calling thread is one of them.
 
     Helpers that have not begun when the work is done are called off, so a call never waits for another call's work.
     """
@@ -136,7 +136,7 @@ def _axis(position, scaling):
 
 @_compile
 def _cell(position, scaling, size):
-    """The eight entries of a point's cell, x changing fastest and z slowest, and its three offsets."""
+    """Return the eight entries of a point's cell, x changing fastest and z slowest, and its three offsets."""
     x0, x1, x = _axis(position[0], scaling)
     y0, y1, y = _axis(position[1], scaling)
     z0, z1, z = _axis(position[2], scaling)

@@ -58,7 +58,7 @@ def compiled() -> int:
 
 
 def _launch(kernel: Any, extent: tuple[int, int], positions: Tensor, *inputs: Tensor | int) -> None:
-    """Runs a kernel over points and levels, on the positions' device: Triton launches on the current one."""
+    """Run a kernel over points and levels, on the positions' device: Triton launches on the current one."""
     points, levels = extent
     if points:  # a grid without programs cannot be launched
         with torch.cuda.device_of(positions):

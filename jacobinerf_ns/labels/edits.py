@@ -148,7 +148,7 @@ def _looks_behind(layer: Edited, left: Float[Tensor, "rays 1"]) -> Bool[Tensor, 
 
 
 def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Bool[Tensor, "rays"]) -> RayBundle:
-    """The same rays, beginning behind the last sample that was removed and had light to give."""
+    """Return the same rays, beginning behind the last sample that was removed and had light to give."""
     frustums = traced.trace.ray_samples.frustums
     gone = (layer.removed[again] > HALF) & (traced.weights[again] > SEE_THROUGH / traced.weights.shape[-1])
     ends = torch.where(gone, frustums.ends[again][..., 0], frustums.starts[again][..., :1, 0])

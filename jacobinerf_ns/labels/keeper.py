@@ -259,7 +259,7 @@ def _marks(annotations: Annotations, traces: Sequence[SeedTrace]) -> tuple[Mark,
 
 
 def _without_surface(annotations: Annotations, marks: Sequence[Mark]) -> str | None:
-    """What is to be said where a label has seeds and none of them hits anything."""
+    """Return what is to be said where a label has seeds and none of them hits anything."""
     for label in annotations.labels:
         mine = [mark.hit for mark in marks if mark.seed.label == label.id and not mark.seed.negative]
         if mine and not any(mine):

@@ -58,7 +58,7 @@ def selected(
 
 
 def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
-    """The same outputs where no label is there yet: the viewer lists what the first frame has."""
+    """Return the same outputs where no label is there yet: the viewer lists what the first frame has."""
     none = rgb.new_zeros(0)
     empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
     found = rgb.new_zeros(*rgb.shape[:-1], 0)

@@ -70,7 +70,7 @@ def prototype_responses(
 def rgb_directions(
     traced: Traced, vectors: Float[Tensor, "prototypes dims"]
 ) -> Float[Tensor, "prototypes channels hidden"]:
-    """The part of prototypes that is of the RGB layer, as directions G of its weights."""
+    """Return the part of prototypes that is of the RGB layer, as directions G of its weights."""
     channels, hidden = traced.logits.shape[-1], traced.trace.activations.shape[-1]
     return vectors[:, : channels * hidden].reshape(-1, channels, hidden)
 

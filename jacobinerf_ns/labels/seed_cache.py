@@ -45,7 +45,11 @@ class SeedTraces:
         self._around: dict[Seed, Tensor] = {}
 
     def of(self, annotations: Annotations, folder: Path) -> list[SeedTrace]:
-        """Every seed, in the file's order. Errors: `UserError` for seeds whose pixels cannot be found."""
+        """Every seed, in the file's order.
+
+        Raises:
+            UserError: seeds whose pixels cannot be found.
+        """
         self._forget_old(folder)
         missing = tuple(seed for seed in dict.fromkeys(annotations.seeds) if seed not in self._known)
         found = dict(zip(missing, self._render(annotations, missing, folder), strict=True))
@@ -54,7 +58,7 @@ class SeedTraces:
         return [self._known[seed] for seed in annotations.seeds]
 
     def around(self, seeds: Sequence[Seed]) -> list[Float[Tensor, "rays neighbours dims"]]:
-        """The Jacobians around every ray of seeds that `of` has seen."""
+        """Return the Jacobians around every ray of seeds that `of` has seen."""
         for seed in seeds:
             if seed not in self._around:
                 trace = self._known[seed]
@@ -89,7 +93,7 @@ def _numbers(traced: Traced) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rays_around(rays: RayBundle, reach: int) -> RayBundle:
-    """The rays of the (2·reach + 1)² pixels around each ray and of itself, seed by seed; also for clicks in space.
+    """Return the rays of the (2·reach + 1)² pixels around each ray, itself included; also for clicks in space.
 
     Pixels are squares of the ray's own `pixel_area` across it, turned any way: what is around matters, not its order.
     """

@@ -70,13 +70,13 @@ class Piece:
         return surface_points(self._traced)
 
     def light(self) -> "Piece":
-        """The same without its samples."""
+        """Return the same without its samples."""
         for part in (self.lengths, self.jacobians, self.means, self.points):
             assert part is not None
         return self._with(None)
 
     def compact(self) -> "Piece":
-        """The same without what of its samples nothing is made of."""
+        """Return the same without the inputs of its samples, which labels never ask for."""
         samples = self.samples
         return self._with(None if samples is None else samples._replace(trace=replace(samples.trace, inputs=None)))
 
@@ -88,7 +88,7 @@ class Piece:
     def neighbours(
         self, tree: KDTree, vectors: Float[Tensor, "points dims"], count: int
     ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
-        """The nearest points of a tree and their `alike_shares`; found once, since neither depends on labels."""
+        """Return the nearest points of a tree and their `alike_shares`; found once, since neither depends on labels."""
         if self._near is None or self._near[0] is not tree:
             _, found = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
             indices = torch.from_numpy(found).to(vectors.device)

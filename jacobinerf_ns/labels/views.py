@@ -82,7 +82,7 @@ class KeptViews:
         self._views: list[KeptView] = []
 
     def view(self, rays: RayBundle, setting: Hashable) -> KeptView:
-        """The kept view of these rays, or a new, empty one; views of other weights are forgotten."""
+        """Return the kept view of these rays, or a new, empty one; views of other weights are forgotten."""
         same = [view for view in self._views if view.setting == setting]
         found = next((view for view in same if view.shows(rays, setting)), None)
         if found is None:
@@ -91,7 +91,7 @@ class KeptViews:
         return found
 
     def keep(self, view: KeptView, index: int, piece: Piece) -> None:
-        """Adds a piece; old views make room for it, then samples do, and what still has no place is not kept."""
+        """Add a piece; old views make room for it, then samples do, and what still has no place is not kept."""
         for kept in (piece.compact, piece.light):
             candidate = kept()
             if self._make_room(view, candidate.nbytes):

@@ -49,7 +49,7 @@ class ClickSection:
         desk.on_user_update(self.label, lambda: self.choose(self.label.value))
 
     def refresh(self, annotations: Annotations) -> None:
-        """Shows the labels there are, and the one that is selected."""
+        """Show the labels there are, and the one that is selected."""
         names = [label.name for label in annotations.labels] or [texts.NO_LABEL]
         label = self._desk.selected(annotations)
         if list(self.label.options) != names:
@@ -59,13 +59,17 @@ class ClickSection:
             self.label.value = wanted
 
     def choose(self, name: str) -> None:
-        """Selects the label of a name."""
+        """Select the label of a name."""
         if name != texts.NO_LABEL:
             self._desk.change(lambda now: changes.select(now, changes.label_named(now, name).id), remember=False)
             self._desk.say(f"**{texts.plain(name)}** gets the clicks now.")
 
     def arm(self, pointer: Pointer, negative: bool) -> None:
-        """Awaits a click or a rectangle. Errors: `UserError`, *not this* before there is anything to take it from."""
+        """Awaits a click or a rectangle.
+
+        Raises:
+            UserError: *not this* before there is anything to take it from.
+        """
         if negative and not self._desk.has_seeds():
             raise UserError("**Not this** takes away from a label: press **Click** and click on the thing first")
         self._last_pointer = (pointer, negative)
@@ -78,14 +82,14 @@ class ClickSection:
         self._desk.say(f"Click {where}." if pointer == "click" else "Draw a rectangle on the thing.")
 
     def disarm(self) -> None:
-        """Gives the pointer back to the camera."""
+        """Give the pointer back to the camera."""
         self._last_pointer = None
         self._server.scene.remove_pointer_callback()
         self._show_idle()
         self._desk.say("Stopped: the camera moves again.")
 
     def add(self, make: Callable[[int], Seed]) -> None:
-        """Adds a seed to the selected label, or to a new one; `make` gets the label's id."""
+        """Add a seed to the selected label, or to a new one; `make` gets the label's id."""
 
         def change(now: Annotations) -> Annotations:
             now, label = self._desk.selected_or_new(now)
@@ -123,15 +127,19 @@ class ClickSection:
         self._desk.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count))
 
     def undo(self) -> None:
-        """Takes the last change back."""
+        """Take the last change back."""
         self._desk.say("Undone." if self._desk.replay("undo") else "There is nothing to undo.")
 
     def redo(self) -> None:
-        """Makes the change again that was undone last."""
+        """Make the change again that was undone last."""
         self._desk.say("Done again." if self._desk.replay("redo") else "There is nothing to redo.")
 
     def clear(self) -> None:
-        """Takes all seeds of the selected label away. Errors: `UserError`, there are none."""
+        """Take all seeds of the selected label away.
+
+        Raises:
+            UserError: there are none.
+        """
         label = self._desk.need_label()
         if not self._desk.annotations.seeds_of(label.id):
             raise UserError(f"**{texts.plain(label.name)}** has no seeds to clear")

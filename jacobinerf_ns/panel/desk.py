@@ -50,13 +50,17 @@ class Desk:
 
     @staticmethod
     def selected(annotations: Annotations) -> Label | None:
-        """The label that gets the clicks; none where there is no label."""
+        """Return the label that gets the clicks; none where there is no label."""
         if annotations.view.selected is not None:
             return annotations.label(annotations.view.selected)
         return annotations.labels[0] if annotations.labels else None
 
     def need_label(self) -> Label:
-        """The selected label. Errors: `UserError`, there is none."""
+        """Return the selected label.
+
+        Raises:
+            UserError: there is none.
+        """
         label = self.selected(self.annotations)
         if label is None:
             raise UserError("there is no label yet: press **Click** and click on a thing, or **Add label**")
@@ -69,7 +73,7 @@ class Desk:
         return label is not None and any(not seed.negative for seed in annotations.seeds_of(label.id))
 
     def with_new_label(self, annotations: Annotations) -> Annotations:
-        """The annotations with one more label, which is selected; its name is the first `object N` that is free."""
+        """Return the annotations with one more label, selected, and called by the first free `object N`."""
         names = {label.name for label in annotations.labels}
         number = next(n for n in range(1, len(names) + 2) if f"object {n}" not in names)
         if not annotations.labels:
@@ -80,7 +84,7 @@ class Desk:
         return changes.select(annotations, label.id)
 
     def selected_or_new(self, annotations: Annotations) -> tuple[Annotations, Label]:
-        """The annotations and the label that a click belongs to, made where there is none."""
+        """Return the annotations and the label that a click belongs to, made where there is none."""
         if not annotations.labels:
             annotations = self.with_new_label(annotations)
         label = self.selected(annotations)
@@ -88,11 +92,11 @@ class Desk:
         return annotations, label
 
     def do(self, task: Callable[[], object]) -> None:
-        """Runs a task in the panel's thread; its `UserError` is shown in the status line."""
+        """Run a task in the panel's thread; its `UserError` is shown in the status line."""
         self._worker.post(task)
 
     def on_user_update(self, handle: Any, task: Callable[[], object], delay: float = 0.0) -> None:
-        """Runs a task when a user changes a control, not when the panel sets it; of several, the last one."""
+        """Run a task when a user changes a control, not when the panel sets it; of several, the last one."""
 
         def updated(event: Any) -> None:
             if event.client is not None:
@@ -101,7 +105,7 @@ class Desk:
         handle.on_update(updated)
 
     def set_quietly(self, handle: Any, value: Any) -> None:
-        """Sets a control, unless a user is just changing it."""
+        """Set a control, unless a user is just changing it."""
         if handle.value != value and not self._worker.waits(id(handle)):
             handle.value = value
 
@@ -119,13 +123,13 @@ class Desk:
         return changed
 
     def replay(self, way: Literal["undo", "redo"]) -> bool:
-        """Takes a change back, or makes it again; False where there is none."""
+        """Take a change back, or make it again; False where there is none."""
         moved = self._store.undo() if way == "undo" else self._store.redo()
         self._show_all()
         return moved
 
     def say(self, text: str) -> None:
-        """Shows a line of markdown at the top of the panel."""
+        """Show a line of markdown at the top of the panel."""
         if self._status.content != text:
             self._status.content = text
 

@@ -28,7 +28,7 @@ class EditSection:
         desk.on_user_update(self._strength, self.adjust)
 
     def refresh(self, annotations: Annotations) -> None:
-        """Shows the edits there are, and the selected label's colour and strength."""
+        """Show the edits there are, and the selected label's colour and strength."""
         names = {label.id: texts.plain(label.name) for label in annotations.labels}
         lines = [f"- {edit.kind} **{names[edit.label]}**, strength {edit.strength:g}" for edit in annotations.edits]
         content = "\n".join(lines) or self._why_not(annotations)
@@ -41,7 +41,11 @@ class EditSection:
             self._desk.set_quietly(self._strength, mine[-1].strength)
 
     def edit(self, choice: str) -> None:
-        """Makes an edit of the selected label, or takes all of them away. Errors: `UserError`, it has no seeds."""
+        """Make an edit of the selected label, or take all of them away.
+
+        Raises:
+            UserError: it has no seeds.
+        """
         label = self._desk.need_label()
         if choice == NONE:
             self._desk.change(lambda now: changes.remove_edits(now, label.id))
@@ -57,7 +61,7 @@ class EditSection:
         self._desk.say(f"{choice}: **{texts.plain(label.name)}**. **None** takes it back.")
 
     def adjust(self) -> None:
-        """Gives the selected label's edits the colour and strength that are set; without edits, nothing happens."""
+        """Give the selected label's edits the colour and strength that are set; without edits, nothing happens."""
         label = self._desk.selected(self._desk.annotations)
         if label is None:
             return

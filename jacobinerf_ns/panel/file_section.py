@@ -43,13 +43,13 @@ class FileSection:
             self._set_state(f"*{problem}*" if problem else "")
 
     def save_masks(self) -> None:
-        """Starts writing label maps of all photos."""
+        """Start writing label maps of all photos."""
         folder = self._run / MASKS
         arguments = ["propagate", "--load-config", str(self._run / "config.yml"), "--output-dir", str(folder)]
         self._start("Masks of all photos", folder, [*arguments, "--overwrite", "--overlays"], folder / MANIFEST)
 
     def export(self) -> None:
-        """Starts writing the selected label's points and mesh."""
+        """Start writing the selected label's points and mesh."""
         label = self._desk.need_label()
         folder = self._run / PARTS / f"{label.id}"
         arguments = ["export", "--load-config", str(self._run / "config.yml"), "--output-dir", str(folder)]
@@ -58,12 +58,12 @@ class FileSection:
         self._start(f"Part {texts.plain(label.name)}", folder, arguments)
 
     def cancel(self) -> None:
-        """Ends what is being made."""
+        """End what is being made."""
         if self._job is not None:
             self._job.cancel()
 
     def look(self) -> None:
-        """Shows how far the work is, and what came of it."""
+        """Show how far the work is, and what came of it."""
         job = self._job
         if job is None:
             return

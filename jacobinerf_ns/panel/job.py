@@ -16,7 +16,7 @@ class Job:
     """One command in a process of its own: it has its own weights and memory, and cannot disturb training."""
 
     def __init__(self, arguments: list[str], manifest: Path | None = None) -> None:
-        """Starts `jacobinerf ARGUMENTS`.
+        """Start `jacobinerf ARGUMENTS`.
 
         Args:
             arguments: of the command line.
@@ -65,7 +65,7 @@ class Job:
         return (named or said or [f"it ended with exit code {self._process.returncode}"])[-1]
 
     def cancel(self) -> None:
-        """Ends the command; files that it has finished stay."""
+        """End the command; files that it has finished stay."""
         self.cancelled = True
         self._process.terminate()
 

@@ -30,7 +30,7 @@ class LabelSection:
         self._delete.on_click(lambda _: desk.do(self.delete))
 
     def refresh(self, annotations: Annotations, report: ViewReport) -> None:
-        """Shows the labels as they are."""
+        """Show the labels as they are."""
         label = self._desk.selected(annotations)
         content = texts.table(annotations, report.shares, None if label is None else label.id)
         if self._table.content != content:
@@ -42,25 +42,29 @@ class LabelSection:
             self._desk.set_quietly(self._colour, label.colour)
 
     def add(self) -> None:
-        """Adds a label and selects it."""
+        """Add a label and select it."""
         self._desk.change(self._desk.with_new_label)
         self._desk.say(f"**{texts.plain(self._desk.need_label().name)}** is there: click on what it stands for.")
 
     def rename(self) -> None:
-        """Gives the selected label the name that was typed. Errors: `UserError` for one that is empty or taken."""
+        """Give the selected label the name that was typed.
+
+        Raises:
+            UserError: one that is empty or taken.
+        """
         label, name = self._desk.need_label(), self._name.value.strip()
         if name != label.name:
             self._desk.change(lambda now: changes.rename_label(now, label.id, name))
             self._desk.say(f"The label is called **{texts.plain(name)}** now.")
 
     def recolour(self) -> None:
-        """Gives the selected label the colour that was picked."""
+        """Give the selected label the colour that was picked."""
         label = self._desk.need_label()
         red, green, blue = (int(part) for part in self._colour.value)
         self._desk.change(lambda now: changes.recolour_label(now, label.id, (red, green, blue)), remember=False)
 
     def delete(self) -> None:
-        """Takes the selected label away."""
+        """Take the selected label away."""
         label = self._desk.need_label()
         self._desk.change(lambda now: changes.remove_label(now, label.id))
         self._desk.say(f"**{texts.plain(label.name)}** is gone, with its seeds and edits. **Undo** brings it back.")

@@ -61,7 +61,7 @@ class Panel(ViewerControl):
         self._problem: str | None = None
 
     def _setup(self, viewer: Viewer) -> None:
-        """Called by the viewer at the end of its own construction."""
+        """Build the panel; the viewer calls this at the end of its own construction."""
         super()._setup(viewer)
         run = Path(viewer.log_filename).absolute().parent
         self._store = self._own_store(run)
@@ -131,7 +131,7 @@ class Panel(ViewerControl):
         return output == controls.output_render or (controls.split and output == controls.split_output_render)
 
     def _seen(self, report: ViewReport) -> None:
-        """A frame was rendered, in the thread of a tab."""
+        """Take note of a frame that was rendered, in the thread of a tab."""
         self._worker.post(partial(self._looked, report), key="report")
 
     def _looked(self, report: ViewReport) -> None:
@@ -162,7 +162,7 @@ class Panel(ViewerControl):
         self._problem = problem
 
     def _failed(self, error: Exception) -> None:
-        """A task of the panel ended in an error: users' own are said, ours are said and printed."""
+        """Say what ended a task of the panel: users' own errors are said, ours are said and printed."""
         if isinstance(error, UserError):
             self.desk.say(f"⚠ {error}")
             return

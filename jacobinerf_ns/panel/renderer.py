@@ -49,7 +49,7 @@ class SteadyRenderer(RenderStateMachine):
         self._shown: _Shown | None = None
 
     def run(self) -> None:
-        """The thread: all that it renders is for the screen."""
+        """Run the thread: all that it renders is for the screen."""
         SCREEN.set(self.screen)
         BETWEEN_CHUNKS.set(self._stop_if_stale)
         super().run()
@@ -68,7 +68,7 @@ class SteadyRenderer(RenderStateMachine):
             raise IOChangeException
 
     def action(self, action: RenderAction) -> None:
-        """Takes an action; one that does not move the camera of a finished view only renders it again, at full size.
+        """Take an action; one that does not move the camera of a finished view only renders it again, at full size.
 
         Nerfstudio would show a small frame first, and the large one half a second later.
         """
@@ -113,7 +113,7 @@ class SteadyRenderer(RenderStateMachine):
         return outputs
 
     def _send_output_to_viewer(self, outputs: dict[str, Any], static_render: bool = True) -> None:
-        """Sends a frame; masks as black and white pictures, since nerfstudio has no colours for truth values."""
+        """Send a frame; masks as black and white pictures, since nerfstudio has no colours for truth values."""
         shown = {
             name: value.float().expand(-1, -1, 3) if torch.is_tensor(value) and value.dtype == torch.bool else value
             for name, value in outputs.items()

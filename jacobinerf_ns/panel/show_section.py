@@ -56,7 +56,7 @@ class ShowSection:
         )
 
     def refresh(self, annotations: Annotations) -> None:
-        """Shows the settings as they are saved."""
+        """Show the settings as they are saved."""
         config = annotations.view.propagation
         self._desk.set_quietly(self._threshold, config.threshold)
         self._desk.set_quietly(self._void, config.void_below)
@@ -67,7 +67,7 @@ class ShowSection:
         self._desk.set_quietly(self.shown, names.get(self._desk.output, OTHER))
 
     def set(self, **settings: Any) -> None:
-        """Changes settings of propagation."""
+        """Change settings of propagation."""
 
         def change(now: Annotations) -> Annotations:
             return changes.set_view(now, propagation=replace(now.view.propagation, **settings))
@@ -75,18 +75,22 @@ class ShowSection:
         self._desk.change(change, remember=False)
 
     def refine(self) -> None:
-        """Turns J-NeRF+ on or off."""
+        """Turn J-NeRF+ on or off."""
         on = self._refine.value
         self.set(refine=JNERF_PLUS.refine if on else 0, smooth=JNERF_PLUS.smooth if on else 0.0)
         self._desk.say("Refining by the scene: the first time takes a moment." if on else "Clicks count as they are.")
 
     def show(self) -> None:
-        """Shows the output that was chosen."""
+        """Show the output that was chosen."""
         if self.shown.value in OUTPUTS:
             self._desk.show_output(OUTPUTS[self.shown.value])
 
     def propagate(self) -> None:
-        """Shows all labels over the view. Errors: `UserError`, there is no seed."""
+        """Show all labels over the view.
+
+        Raises:
+            UserError: there is no seed.
+        """
         if not self._desk.annotations.seeds:
             raise UserError("nothing to propagate yet: press **Click** and click on a thing first")
         self._desk.show_output("labels_overlay")

@@ -24,19 +24,19 @@ NO_LABEL = "(no label yet)"
 
 
 def plain(text: str) -> str:
-    """A text in which markdown finds nothing to do: names of labels are whatever people type."""
+    """Return a text in which markdown finds nothing to do: names of labels are whatever people type."""
     return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~$&])", r"\\\1", text.replace("\n", " "))
 
 
 def percent(share: float) -> str:
-    """A share as people read it: `12 %`, `0.4 %`, `none`."""
+    """Return a share as people read it: `12 %`, `0.4 %`, `none`."""
     if share == 0:
         return "none"
     return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1f} %"
 
 
 def table(annotations: Annotations, shares: Mapping[int, float], selected: int | None) -> str:
-    """The labels with their seeds and their share of the view."""
+    """Return the labels with their seeds and their share of the view."""
     if not annotations.labels:
         return "*No label yet: the first click makes one.*"
     positive, negative = Counter[int](), Counter[int]()
@@ -52,7 +52,7 @@ def table(annotations: Annotations, shares: Mapping[int, float], selected: int |
 
 
 def answer(name: str, share: float, seeds: int) -> str:
-    """What a click that hit something did, and what may be done next."""
+    """Return what a click that hit something did, and what may be done next."""
     advice = (
         "Not all of it? Click again, or lower **Threshold**. Too much? Press **Not this**."
         if seeds == 1

@@ -26,16 +26,16 @@ class Worker:
         self._running = False
 
     def start(self) -> None:
-        """Starts the thread; it ends with the program."""
+        """Start the thread; it ends with the program."""
         self._running = True
         threading.Thread(target=self._loop, name="jacobinerf panel", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the thread after its present task."""
+        """End the thread after its present task."""
         self._running = False
 
     def post(self, run: Callable[[], object], key: Hashable = None, delay: float = 0.0) -> None:
-        """Adds a task, and returns at once.
+        """Add a task, and returns at once.
 
         Args:
             run: the task.
@@ -65,7 +65,7 @@ class Worker:
                 self._failed(error)
 
     def _next(self) -> _Task | None:
-        """The first task that is due; None after a while without any."""
+        """Return the first task that is due; None after a while without any."""
         give_up = time.monotonic() + IDLE_SECONDS
         with self._wake:
             while True:

@@ -40,11 +40,19 @@ class LabelledView:
     """Names, ids and colours, in the order of `responses`."""
 
     def mask(self, name: str) -> Bool[np.ndarray, "height width"]:
-        """Say of each pixel whether it is the label's. Errors: `UserError`, no label has that name."""
+        """Say of each pixel whether it is the label's.
+
+        Raises:
+            UserError: no label has that name.
+        """
         return self.ids == self.labels[self._position(name)].id
 
     def response(self, name: str) -> Float[np.ndarray, "height width"]:
-        """Give each pixel's response to one label. Errors: `UserError`, no label has that name."""
+        """Give each pixel's response to one label.
+
+        Raises:
+            UserError: no label has that name.
+        """
         return self.responses[..., self._position(name)]
 
     def overlay(self, opacity: float = 0.6) -> Float[np.ndarray, "height width 3"]:

@@ -228,7 +228,7 @@ def _read_config(path: Path) -> Any:
 def _prepared(
     config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
 ) -> JacobiNeRFTrainerConfig:
-    """A run's own config, changed to be looked at instead of trained."""
+    """Return a run's own config, changed to be looked at instead of trained."""
     if not isinstance(config, JacobiNeRFTrainerConfig):
         raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
     latest_checkpoint(config.get_checkpoint_dir())

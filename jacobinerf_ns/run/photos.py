@@ -93,7 +93,7 @@ def check_capture_is_safe(folder: Path, paths: Sequence[Path], photos: Sequence[
 
 
 def _originals(data: FeatureDataManager, split: str) -> DataparserOutputs:
-    """The same photos before any downscaling; no image is opened. Parsers that do not downscale list what they have."""
+    """Return the same photos before any downscaling; no image is opened."""
     parser = copy.copy(data.dataparser)
     if hasattr(parser, "downscale_factor"):
         setattr(parser, "downscale_factor", 1)  # noqa: B010 (only some parsers have it)
