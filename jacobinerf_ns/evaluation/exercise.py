@@ -16,6 +16,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
 from jacobinerf_ns.annotations.formats.png import write_index_png
+from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label, Mask
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels

@@ -25,6 +25,7 @@ from jacobinerf_ns.evaluation.registry import Method, fit
 from jacobinerf_ns.evaluation.scoring import Key, MethodScores, ShownView, decide, evenly_spread, score_view
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.labels.truth import read_truth
+from jacobinerf_ns.progress import track
 
 MEASURES = {
     "miou": "mIoU",

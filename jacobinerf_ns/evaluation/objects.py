@@ -36,6 +36,7 @@ from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
 from jacobinerf_ns.files.names import files_below, find_image, match_by_name
 from jacobinerf_ns.pipeline import MASK_SEEDS
+from jacobinerf_ns.progress import track
 
 OBJECT, REST = 1, 2
 """Ids of the two labels, and of pixels in pictures."""

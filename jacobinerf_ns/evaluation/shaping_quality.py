@@ -19,6 +19,7 @@ from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.evaluation.annotators import draw_pixels, view_with_most_ids
 from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.labels.tracer import trace_all
 from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
