@@ -26,6 +26,7 @@ from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import chunks
+from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
 
@@ -87,8 +88,7 @@ class LabelCost:
 def show(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int, config: PropagationConfig | None = None) -> None:
     """Renders a view with labels as a user would; seeds are rendered the first time only."""
     snapshot = _snapshot(pipeline, count, config or PropagationConfig())
-    pipeline.model.label_source = lambda: snapshot
-    pipeline.model.label_view(view)
+    label_view(pipeline.model, view, snapshot)
 
 
 _snapshots: dict[tuple[int, PropagationConfig], LabelSnapshot] = {}

@@ -26,6 +26,8 @@ from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.outputs import selected
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
 
@@ -125,13 +127,21 @@ def click(pipeline: JacobiNeRFPipeline, case: Case) -> None:
     pipeline.model.label_source = lambda: maker.snapshot_of(annotations, Path(), needs_surface=False)
 
 
+def current_labels(pipeline: JacobiNeRFPipeline) -> LabelSnapshot:
+    """The labels that the pipeline shows."""
+    snapshot = None if pipeline.model.label_source is None else pipeline.model.label_source()
+    assert snapshot is not None
+    return snapshot
+
+
 def mask(pipeline: JacobiNeRFPipeline, split: Literal["train", "eval"], view: int) -> Bool[Tensor, "height width"]:
     """The viewer's selection in a view of a split."""
     data = pipeline.datamanager
     cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
     rays = cameras[view : view + 1].to(pipeline.device).generate_rays(camera_indices=0, keep_shape=True)
-    found = pipeline.model.label_view(rays)
-    return selected(found.responses, found.decision, found.snapshot)[..., 0].cpu()
+    snapshot = current_labels(pipeline)
+    found = label_view(pipeline.model, rays, snapshot)
+    return selected(found.responses, found.decision, snapshot)[..., 0].cpu()
 
 
 def iou(found: Bool[Tensor, "height width"], truth: Bool[Tensor, "height width"]) -> float:

@@ -29,9 +29,9 @@ from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_imple
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import responses
-from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece, Traced
-from jacobinerf_ns.labels.views import label_view, render_view
+from jacobinerf_ns.labels.views import render_view
 from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
 
 EMPTY_BATCHES = 8
@@ -304,18 +304,6 @@ class JacobiNeRFModel(NerfactoModel):
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Return outputs of a view, all of its rays from one snapshot of the labels."""
         return render_view(self, camera_ray_bundle, self._current_snapshot())
-
-    @torch.no_grad()
-    def label_view(self, view: RayBundle) -> LabelView:
-        """Labels of a view [height width] as numbers, the same that the outputs show.
-
-        Raises:
-            UserError: none.
-        """
-        snapshot = self._current_snapshot()
-        if snapshot is None or not snapshot.labels:
-            raise UserError("no label is there to propagate: click first (jacobinerf annotate, or the viewer)")
-        return label_view(self, view, snapshot)
 
     @contextmanager
     def answering_by(self, units: Units) -> Iterator[None]:

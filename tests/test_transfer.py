@@ -136,11 +136,9 @@ def test_labels_arrive_on_their_classes_by_name(command, sides: tuple[Side, Side
     assert "room 0: teacher, room 1: teacher" in printed
     assert f"{len(written.labels)} of {len(found.found)} labels found" in printed
     shown = open_run(sides[1].run.folder / "config.yml", annotations=tmp_path / "out" / "annotations_from_room_0.json")
-    shown.pipeline.eval()
-    camera = sides[1].photos[0].camera
-    view = shown.pipeline.model.label_view(camera.generate_rays(camera_indices=0, keep_shape=True))
-    assert view.decision.labels.shape == (18, 24)
-    assert int(view.decision.labels.max()) > 0
+    view = shown.fit(shown.annotations).render(sides[1].photos[0].camera)
+    assert view.ids.shape == (18, 24)
+    assert int(view.ids.max()) > 0
     picture = Image.open(tmp_path / "out" / "correspondence_from_room_0.png")
     assert picture.width > 2 * HEIGHT * 24 / 18
     assert picture.height > HEIGHT

@@ -63,8 +63,11 @@ class LabelSnapshot:
 
 
 class LabelView(NamedTuple):
-    """A view's labels as numbers."""
+    """A view and its labels as numbers."""
 
+    rgb: Float[Tensor, "height width 3"]
+    """The rendering, 0..1."""
+    depth: Float[Tensor, "height width 1"]
+    """Along each ray, scene units."""
     responses: Float[Tensor, "height width labels"]
     decision: Decision
-    snapshot: LabelSnapshot

@@ -20,7 +20,7 @@ from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import needs_samples, responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
-from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.traces import Piece, Traced
 
 KEPT_BYTES = 3 << 30
 """Memory of all kept views together. Vectors of 320x240 rays take 0.3 GB in `jacobinerf-lite`, their samples, which
@@ -220,7 +220,11 @@ def _setting(tracer: Tracer) -> tuple:
 
 @torch.no_grad()
 def label_view(tracer: Tracer, view: RayBundle, snapshot: LabelSnapshot) -> LabelView:
-    """Labels of a view [height width] as numbers, the same that the outputs show; kept views take no part."""
-    found = trace_all(tracer, view.flatten(), lambda traced: responses(Piece(traced), snapshot))
-    found = found.view(*view.origins.shape[:2], -1)
-    return LabelView(found, decide_view(found, snapshot.config), snapshot)
+    """Render a view [height width] and its labels as numbers, the same that the outputs show; nothing is kept."""
+
+    def pick(traced: Traced) -> tuple[Tensor, ...]:
+        return traced.outputs["rgb"], traced.outputs["depth"], responses(Piece(traced), snapshot)
+
+    picked = trace_all(tracer, view.flatten(), pick)
+    rgb, depth, found = (part.view(*view.origins.shape[:2], -1) for part in picked)
+    return LabelView(rgb, depth, found, decide_view(found, snapshot.config))

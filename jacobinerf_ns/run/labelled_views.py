@@ -4,20 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
-from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Label
-from jacobinerf_ns.core.propagation import decide_view
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.files.names import find_image
-from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.labels.tracer import Tracer, trace_all
-from jacobinerf_ns.labels.traces import Piece, Traced
+from jacobinerf_ns.labels.tracer import Tracer
+from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.progress import track
 from jacobinerf_ns.run.photos import Photo, Split
 
@@ -135,22 +131,15 @@ class Labels:
         """Name the labels."""
         return f"Labels({', '.join(self.names)})"
 
-    @torch.no_grad()
     def _render(self, camera: Cameras) -> LabelledView:
-        rays, snapshot = camera.generate_rays(camera_indices=0, keep_shape=True), self.snapshot
-
-        def pick(traced: Traced) -> tuple[Tensor, ...]:
-            return traced.outputs["rgb"], traced.outputs["depth"], responses(Piece(traced), snapshot)
-
-        picked = trace_all(self._tracer, rays.flatten(), pick)
-        rgb, depth, found = (part.view(*rays.origins.shape[:2], -1) for part in picked)
-        decision = decide_view(found, snapshot.config)
-        ids = np.array([VOID_ID, *(label.id for label in snapshot.labels)])
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        view = label_view(self._tracer, rays, self.snapshot)
+        ids = np.array([VOID_ID, *(label.id for label in self.snapshot.labels)])
         return LabelledView(
-            rgb=rgb.cpu().numpy(),
-            depth=depth[..., 0].cpu().numpy(),
-            ids=ids[decision.labels.cpu().numpy()],
-            confidence=decision.confidence.cpu().numpy(),
-            responses=found.cpu().numpy(),
-            labels=snapshot.labels,
+            rgb=view.rgb.cpu().numpy(),
+            depth=view.depth[..., 0].cpu().numpy(),
+            ids=ids[view.decision.labels.cpu().numpy()],
+            confidence=view.decision.confidence.cpu().numpy(),
+            responses=view.responses.cpu().numpy(),
+            labels=self.snapshot.labels,
         )

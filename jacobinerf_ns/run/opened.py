@@ -166,9 +166,7 @@ def open_run(
         UserError: no such file, not a run of this package, or no checkpoint.
     """
     config_path = Path(config_path).absolute()
-    if not config_path.is_file():
-        raise UserError(f"no such file: {config_path}: expected the config.yml that training wrote")
-    _read_config(config_path)
+    _own_config(config_path)
 
     def prepare(config: TrainerConfig) -> TrainerConfig:
         prepared = _prepared(config, config_path, annotations, load_photos)
@@ -184,6 +182,15 @@ def open_run(
     assert isinstance(config, JacobiNeRFTrainerConfig)
     assert isinstance(pipeline, JacobiNeRFPipeline)
     return Run(config, pipeline, config_path.parent, step)
+
+
+def annotations_of(config_path: Path) -> Path:
+    """Give the annotation file of a run that is not opened.
+
+    Raises:
+        UserError: no such file, or not a run of this package.
+    """
+    return annotations_path(_own_config(config_path.absolute()).pipeline, config_path)
 
 
 def read_capture(config_path: Path) -> Capture:
@@ -212,6 +219,16 @@ def read_capture(config_path: Path) -> Capture:
     return Capture(annotations, list(outputs.image_filenames), list(zip(widths, heights, strict=True)))
 
 
+def _own_config(path: Path) -> JacobiNeRFTrainerConfig:
+    """Return the config of a run of this package as it was written."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}: expected the config.yml that training wrote")
+    config = _read_config(path)
+    if not isinstance(config, JacobiNeRFTrainerConfig):
+        raise UserError(f"{path} is a run of {config.method_name}: expected a jacobinerf run")
+    return config
+
+
 def _read_config(path: Path) -> Any:
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)
@@ -229,8 +246,7 @@ def _prepared(
     config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
 ) -> JacobiNeRFTrainerConfig:
     """Return a run's own config, changed to be looked at instead of trained."""
-    if not isinstance(config, JacobiNeRFTrainerConfig):
-        raise UserError(f"{config_path} is a run of {config.method_name}: expected a jacobinerf run")
+    assert isinstance(config, JacobiNeRFTrainerConfig)
     latest_checkpoint(config.get_checkpoint_dir())
     own = annotations_path(config.pipeline, config_path)
     config.pipeline.annotations = own if annotations is None else Path(annotations)

@@ -30,10 +30,9 @@ from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.run.labelled_views import Labels
-from jacobinerf_ns.run.opened import Run, open_run
+from jacobinerf_ns.run.opened import Run, annotations_of, open_run
 from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.tasks.settings import PropagateSettings
-from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 MANIFEST_NAME = "propagation.json"
 MAPS_FORMAT = "png"
@@ -102,7 +101,9 @@ def propagate(
         UserError: there is nothing to propagate, the folder holds something else, or it cannot be written.
     """
     settings, folder = settings or PropagateSettings(), output_dir.absolute()
-    run, annotations, written = _open(config_path, annotations_file, settings)
+    # Before the model is built: what is wrong with the annotations should not take a minute to show.
+    annotations, written = choose_annotations(_read_existing(annotations_file or annotations_of(config_path)), settings)
+    run = open_run(config_path, annotations_file)
     # What is clicked during a command of an hour must not change its later photos: these labels stay as they are.
     labels = run.fit(annotations)
     photos = run.photos(settings.split, settings.full_resolution)
@@ -118,21 +119,6 @@ def propagate(
     result = Propagated(folder, written, unopposed)
     _write_all(labels, planned, result, form)
     return result
-
-
-def _open(
-    config_path: Path, annotations_file: Path | None, settings: PropagateSettings
-) -> tuple[Run, Annotations, tuple[Label, ...]]:
-    """Return the run, the annotations that are propagated, and the labels that are written."""
-    chosen: list[tuple[Annotations, tuple[Label, ...]]] = []
-
-    def prepare(config: JacobiNeRFTrainerConfig) -> None:
-        # Before the model is built: what is wrong with the annotations should not take a minute to show.
-        assert config.pipeline.annotations is not None
-        chosen.append(choose_annotations(_read_existing(config.pipeline.annotations), settings))
-
-    run = open_run(config_path, annotations_file, change=prepare)
-    return run, *chosen[0]
 
 
 def choose_annotations(annotations: Annotations, settings: PropagateSettings) -> tuple[Annotations, tuple[Label, ...]]:
