@@ -43,9 +43,9 @@ class Balls:
         self.radii = torch.tensor([radius for _, radius in balls])
         self.asked = 0
 
-    def chunks(self, rays: RayBundle) -> list[RayBundle]:
-        size = self.config.eval_num_rays_per_chunk
-        return [rays[start : start + size] for start in range(0, len(rays), size)]
+    @property
+    def rays_at_once(self) -> int:
+        return self.config.eval_num_rays_per_chunk
 
     def trace(self, rays: RayBundle) -> SimpleNamespace:
         self.asked += len(rays)

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.viewer.render_state_machine import RenderAction
+from nerfstudio.viewer.utils import CameraState
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
 from tiny import start, tiny_capture, tiny_config
@@ -68,6 +71,13 @@ def test_a_frame_is_not_stopped_while_a_lock_is_let_go():
     with pytest.raises(IOChangeException):
         renderer._stop_if_stale()
     renderer._stop_if_stale()  # asked once, stopped once
+
+
+def test_a_tab_that_has_no_thread_yet_is_no_error(viewer: Viewer):
+    """Nerfstudio asks all tabs that are connected for a frame, in the middle of training too."""
+    state = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)
+    viewer.render_statemachines[99].action(RenderAction("step", state))
+    assert 99 not in viewer.render_statemachines
 
 
 def test_a_fair_lock_is_given_in_the_order_of_asking():

@@ -1,20 +1,38 @@
-"""The threads that draw nerfstudio's viewer, one for each tab: which class they are of.
+"""The threads that draw nerfstudio's viewer, one for each tab: which class they are of, and that none may be missing.
 
-The viewer makes them by name and offers no other way; until it does.
+The viewer makes them by name and offers no other way; until it does. It also asks for the thread of every tab that is
+connected: one that has just come has none yet, and the KeyError would end training.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nerfstudio.viewer.viewer as nerfstudio_viewer
-from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
 
 Thread = TypeVar("Thread", bound=RenderStateMachine)
 
 
-def use_render_threads(make: Callable[..., RenderStateMachine]) -> None:
-    """Let `make` make the threads of all tabs to come."""
+class _Nobody:
+    """Stands for the thread of a tab that has none yet, or none any more."""
+
+    running = False
+
+    def action(self, action: RenderAction) -> None:
+        """Do nothing: a tab that has just come gets its first frame by itself."""
+
+
+class _Threads(dict[int, Any]):
+    """Threads by the number of their tab."""
+
+    def __missing__(self, number: int) -> _Nobody:
+        return _Nobody()
+
+
+def use_render_threads(viewer: nerfstudio_viewer.Viewer, make: Callable[..., RenderStateMachine]) -> None:
+    """Let `make` make the threads of all tabs to come, and let tabs without a thread be no error."""
     nerfstudio_viewer.RenderStateMachine = make  # pyright: ignore[reportAttributeAccessIssue]
+    viewer.render_statemachines = _Threads(viewer.render_statemachines)
 
 
 def replace_render_threads(

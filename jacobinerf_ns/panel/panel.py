@@ -74,7 +74,7 @@ class Panel(ViewerControl):
             size = CPU_RESOLUTION if viewer.trainer is None else CPU_TRAINING_RESOLUTION
             viewer.control_panel._max_res.value = size
         self._renderer = partial(SteadyRenderer, screen=self.screen, failed=self._render_failed)
-        use_render_threads(self._renderer)
+        use_render_threads(viewer, self._renderer)
         self._take_over()
         self._refresh()
         self._worker.start()
