@@ -1,6 +1,7 @@
 """Simulated annotators, contenders and pooled scores, on the tiny room and on hand-made cases."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from jacobinerf_ns.evaluation.exercise import Fitted, TrainedFields, make_exerci
 from jacobinerf_ns.evaluation.labels import Report, evaluate
 from jacobinerf_ns.evaluation.registry import CONTENDERS
 from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, write_report
+from jacobinerf_ns.evaluation.rivals import feature_field
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.truth import read_truth
 
@@ -79,7 +81,10 @@ def test_an_exercise_is_what_a_user_would_have_saved(fields, tmp_path):
     assert torch.equal(saved, maps[place])
 
 
-def test_every_method_is_fitted_and_scored_on_the_same_pixels(fields):
+def test_every_method_is_fitted_and_scored_on_the_same_pixels(fields, monkeypatch):
+    # Whether it is fitted and scored, not how well.
+    quick = partial(feature_field.distil, steps=50, pool=4096)
+    monkeypatch.setattr(feature_field, "distil", quick)
     methods = tuple(CONTENDERS)
     report = evaluate(fields, Annotator("sparse"), methods, seeds=(0, 1), stride=2, pictures=1)
     assert set(report.scores) == set(methods)

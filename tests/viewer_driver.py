@@ -129,6 +129,16 @@ class Commands:
         """Rays that the field was asked for to draw frames, in all tabs, ever."""
         return self.viewer.pipeline.panel.screen.queried
 
+    def points_of_parts(self, count: int) -> None:
+        """Lets parts that the panel exports have so many points; as many as a user gets would take a minute."""
+        from jacobinerf_ns.panel import file_section
+        from jacobinerf_ns.panel.job import Job
+
+        def start(arguments: list[str], manifest: Path | None = None) -> Job:
+            return Job([*arguments, *(["--num-points", str(count)] if arguments[0] == "export" else [])], manifest)
+
+        file_section.Job = start  # pyright: ignore[reportAttributeAccessIssue]
+
     def fail_once(self) -> None:
         """Makes the model fail the next time that it is asked for anything."""
         model = self.viewer.pipeline.model
