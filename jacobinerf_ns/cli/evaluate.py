@@ -24,7 +24,7 @@ class Evaluate:
 
     load_config: tuple[Path, ...]
     """The run's config.yml. Its capture needs ground-truth label maps; for `object`, --masks instead, and there may be
-    several runs, one per fields."""
+    several runs, one per scene."""
     protocol: Literal["sparse", "dense", "clicks", "instances", "object"] = "sparse"
     """What is labelled, in one training view: one pixel per class, everything, `clicks` pixels per class, or one pixel
     per instance. `object`: strokes or clicks on one object, whose masks in other views are scored."""
