@@ -295,6 +295,23 @@ def test_a_click_on_nothing_leaves_nothing(panel: Panel, monkeypatch: pytest.Mon
     assert "answers in" in panel.desk._status.content
 
 
+def test_a_label_may_be_deleted_while_its_click_is_looked_at(panel: Panel):
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    (seed,) = saved(panel).seeds
+    render(panel)
+    shown = panel._report
+    assert shown.snapshot is not None
+    assert [mark.seed for mark in shown.snapshot.marks] == [seed]
+    panel.clicks._awaited = seed  # its frame is on the way when the label goes
+    panel.desk.do(panel.labels.delete)
+    panel.desk.do(lambda: panel._looked(shown))
+    settle(panel)
+    assert "did not work" not in panel.desk._status.content
+    assert not panel.clicks.waits
+    assert saved(panel).labels == ()
+
+
 def test_keep_clicking_and_stop(panel: Panel):
     panel.clicks._sticky.value = True
     try:
