@@ -174,7 +174,7 @@ def open_variant(work_dir: Path, recipe: Recipe, variant: Variant, seed: int) ->
     """The trained pipeline of a run. Errors: `UserError`, there is none."""
     folder = run_folder(work_dir, recipe, variant, seed)
     latest_checkpoint(folder / "nerfstudio_models")
-    return open_run(folder / "config.yml").pipeline
+    return open_run(folder / "config.yml", load_photos=True).pipeline
 
 
 def run_apart(script: str, job: list[Any], log_path: Path | None, jobs: int) -> None:

@@ -1,6 +1,7 @@
 """Simulated annotators, contenders and pooled scores, on the tiny room and on hand-made cases."""
 
 import json
+import random
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from jacobinerf_ns.evaluation.reports import class_table, picture_rows, table, w
 from jacobinerf_ns.evaluation.rivals import feature_field
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.labels.truth import read_truth
+from jacobinerf_ns.run.opened import open_run
 
 MAP = torch.tensor([[0, 1, 1, 2], [3, 3, 1, 2]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
 
@@ -141,6 +143,21 @@ def test_command_writes_numbers_and_pictures(trained, tmp_path):
         Evaluate((config,), methods=("unshaped",)).main()
     with pytest.raises(UserError, match="stride 0"):
         Evaluate((config,), stride=0).main()
+
+
+def test_features_are_distilled_from_all_photos_in_the_same_way_every_time(trained, tmp_path, monkeypatch):
+    """A run that is opened to be looked at loads no photos, and DFF must not learn from one of them."""
+    monkeypatch.setattr(feature_field, "distil", partial(feature_field.distil, steps=20, pool=2048))
+    config, found = trained.base_dir / "config.yml", []
+    for turn in ("first", "second"):
+        random.seed(turn)
+        folder = tmp_path / turn
+        report = Evaluate((config,), methods=("dff",), seeds=(0,), stride=3, pictures=0, output_dir=folder).main()
+        assert isinstance(report, Report)
+        found.append(report.mean("dff", "total_accuracy"))
+    assert found[0] == found[1]
+    with pytest.raises(UserError, match="without its photos"):
+        feature_field.distil(open_run(config).pipeline)
 
 
 def test_reports_name_a_folder_that_cannot_be_written(fields, tmp_path):

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.evaluation.registry import Method, methods_help, needs_unshaped_run
+from jacobinerf_ns.evaluation.registry import Method, draws_batches, methods_help, needs_unshaped_run
 
 if TYPE_CHECKING:
     from jacobinerf_ns.evaluation.exercise import TrainedFields
@@ -84,7 +84,8 @@ class Evaluate:
             if self.label_dir is not None:
                 config.pipeline.datamanager.label_dir = self.label_dir
 
-        run = open_run(self.load_config[position], change=give_labels)
+        photos = any(draws_batches(method) for method in self.methods)
+        run = open_run(self.load_config[position], change=give_labels, load_photos=photos)
         plain = open_run(self.unshaped_config[position]).pipeline if self._wants_plain else None
         return run, TrainedFields(run.pipeline, plain)
 

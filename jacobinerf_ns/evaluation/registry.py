@@ -25,6 +25,8 @@ class Contender(NamedTuple):
     """Its `fit`, as module:function below this package."""
     needs: Literal["", "the teacher", "an unshaped run"] = ""
     """Beside the shaped run."""
+    draws_batches: bool = False
+    """It draws training batches, so the run has to be opened with its photos."""
     weighs_labels: bool = False
     """It chooses between labels without a threshold, so that a label alone would be everywhere."""
 
@@ -42,7 +44,13 @@ CONTENDERS = {
         "unshaped field, J-NeRF+", "plus without shaping", "ours:fit_unshaped_plus", "an unshaped run"
     ),
     "teacher": Contender("teacher, 2D nearest", "its features in 2D", "rivals.teacher:fit", "the teacher"),
-    "dff": Contender("DFF, distilled features", "its features distilled", "rivals.feature_field:fit", "the teacher"),
+    "dff": Contender(
+        "DFF, distilled features",
+        "its features distilled",
+        "rivals.feature_field:fit",
+        "the teacher",
+        draws_batches=True,
+    ),
     "semantic-nerf": Contender("Semantic-NeRF head", "a semantic head", "rivals.semantic_head:fit", weighs_labels=True),
     "probe": Contender("linear probe", "a linear classifier", "rivals.linear_probe:fit", weighs_labels=True),
 }
@@ -66,6 +74,11 @@ def fit(method: Method, fields: "TrainedFields", exercise: "Exercise") -> "Fitte
 def needs_unshaped_run(method: Method) -> bool:
     """Return whether a contender looks at a field that was trained without shaping."""
     return CONTENDERS[method].needs == "an unshaped run"
+
+
+def draws_batches(method: Method) -> bool:
+    """Return whether a contender draws training batches from the run's photos."""
+    return CONTENDERS[method].draws_batches
 
 
 def methods_help() -> str:

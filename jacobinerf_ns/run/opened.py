@@ -1,7 +1,9 @@
 """A trained run: its capture, read from `config.yml` alone, and the run itself, opened with its last checkpoint."""
 
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +176,7 @@ def open_run(
             change(prepared)
         return prepared
 
-    with quiet_nerfstudio(), caught_outside():
+    with quiet_nerfstudio(), caught_outside(), _same_order_of_photos():
         try:
             config, pipeline, _, step = eval_setup(config_path, test_mode=test_mode, update_config_callback=prepare)
         except (yaml.YAMLError, FileNotFoundError) as error:
@@ -240,6 +242,17 @@ def _read_config(path: Path) -> Any:
     if not hasattr(config, "pipeline"):
         raise UserError(f"{path} is not a config.yml that training wrote: give --load-config the one of a run")
     return config
+
+
+@contextmanager
+def _same_order_of_photos() -> Iterator[None]:
+    """Let nerfstudio, which loads photos in a random order, take the same one every time a run is opened."""
+    before = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def _prepared(

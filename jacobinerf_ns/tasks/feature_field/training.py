@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import effective_weights
+from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.progress import progress_bar
@@ -57,8 +58,16 @@ def condense(
 
 @torch.no_grad()
 def trace_training_pixels(pipeline: JacobiNeRFPipeline, count: int, seed: int, progress: Progress) -> RayPool:
-    """Draw pixels as training draws them (so masked ones are left out), and trace where their rays end."""
+    """Draw pixels as training draws them (so masked ones are left out), and trace where their rays end.
+
+    Raises:
+        UserError: the run was opened without its photos.
+    """
     model, data = pipeline.model, pipeline.datamanager
+    if data.config.train_num_images_to_sample_from == 1 < len(data.train_dataset):
+        raise UserError(
+            "this run was opened without its photos, and pixels are drawn from all: open_run(..., load_photos=True)"
+        )
     task = progress.add_task("Tracing training pixels", total=count)
     drawn: list[RayPool] = []
     with in_eval_mode(model), seeded(seed, model.device):
