@@ -141,7 +141,8 @@ class JacobiNeRFTrainer(Trainer):
         self.optimizers.load_optimizers(loaded["optimizers"])
         if self.config.load_scheduler:
             self.optimizers.load_schedulers(loaded["schedulers"])
-        self.grad_scaler.load_state_dict(loaded["scalers"])
+        if loaded["scalers"]:  # a run on a CPU has scaled no gradients, and torch refuses its empty state
+            self.grad_scaler.load_state_dict(loaded["scalers"])
         sampler = self.pipeline.model.proposal_sampler
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]

@@ -51,6 +51,26 @@ def test_a_resumed_run_equals_a_straight_one(capture: Path, finished: JacobiNeRF
         assert rates[0] == rates[1] == optimizer.param_groups[0]["lr"]
 
 
+def test_gradients_are_scaled_afresh_after_a_run_that_scaled_none(
+    capture: Path, finished: JacobiNeRFTrainer, tmp_path: Path
+):
+    """A run on a CPU, resumed on a GPU; a scaler of torch's for CPUs stands for that of a GPU."""
+    trainer = start(tiny_config(capture, tmp_path))
+    trainer.config.load_dir = finished.checkpoint_dir
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    trainer._load_checkpoint()
+    assert trainer._start_step == 12
+    assert trainer.grad_scaler.get_scale() == 64.0
+    trainer.train_iteration(12)
+    trainer.grad_scaler.update(8.0)
+    trainer.save_checkpoint(12)
+    trainer.config.load_dir, trainer.grad_scaler = trainer.checkpoint_dir, torch.amp.GradScaler("cpu")
+    trainer._load_checkpoint()
+    assert trainer.grad_scaler.get_scale() == 8.0
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainer._load_checkpoint()  # and back to the CPU
+
+
 def test_checkpoints_load_with_weights_only_and_hold_plain_numbers(finished: JacobiNeRFTrainer):
     path = checkpoints.latest_checkpoint(finished.checkpoint_dir)
     loaded = torch.load(path, weights_only=True)
