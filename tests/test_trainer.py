@@ -56,7 +56,7 @@ def test_gradients_are_scaled_afresh_after_a_run_that_scaled_none(
     capture: Path, finished: JacobiNeRFTrainer, tmp_path: Path
 ):
     """A run on a CPU, resumed on a GPU; a scaler of torch's for CPUs stands for that of a GPU."""
-    trainer = start(tiny_config(capture, tmp_path))
+    trainer: Any = start(tiny_config(capture, tmp_path))
     trainer.config.load_dir = finished.checkpoint_dir
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     trainer._load_checkpoint()
