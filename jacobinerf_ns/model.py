@@ -276,7 +276,8 @@ class JacobiNeRFModel(NerfactoModel):
             metrics = {"distortion": nerfacto.distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])}
         if "jacobians" in outputs:
             features = batch["features"]
-            features = (features.result() if isinstance(features, Future) else features).to(self.device)
+            features = features.result() if isinstance(features, Future) else features
+            features = features.to(self.device, non_blocking=True)
             with torch.autocast(device_type=self.device.type, enabled=False):
                 jacobians, features = gather_rows(outputs["jacobians"]), gather_rows(features.float())
                 terms, threshold = shaping.shaping_terms(

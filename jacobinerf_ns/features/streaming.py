@@ -1,4 +1,7 @@
-"""Images that are read while a GPU is at work on others, and copies to and from it that nobody waits for."""
+"""Images that are read while a GPU is at work on others, and copies to and from it that nobody waits for.
+
+On the CPU, and on devices that are not CUDA's, everything here is the plain thing.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,9 +32,14 @@ def read_ahead(read: Callable[[Item], Read], chunks: Sequence[Sequence[Item]]) -
             yield [future.result() for future in waiting]
 
 
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """Return values of the host where a device can fetch them by itself."""
+    return values.pin_memory() if device.type == "cuda" else values
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return values of the host on a device; the copy to a GPU is pinned, and nothing waits for it."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+    """Return values of the host on a device; nothing waits for the copy to a GPU."""
+    return pinned(values, device).to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -39,8 +47,8 @@ class HostCopy:
 
     def __init__(self, values: Tensor) -> None:
         """Begin to copy, after all that its GPU was told to do before."""
-        self._values, self._done = values, None
-        if values.device.type != "cpu":
+        self._values, self._done = values.cpu() if values.device.type != "cuda" else values, None
+        if values.device.type == "cuda":
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._done = torch.cuda.Event()
