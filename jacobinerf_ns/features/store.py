@@ -121,7 +121,7 @@ class ResidentFeatures:
 
 def fits_on(device: torch.device, num_bytes: int, budget: float) -> bool:
     """Return whether so many bytes may be kept on a GPU: within a budget (gigabytes), and within what is free."""
-    if device.type != "cuda" or num_bytes > budget * 1e9:
+    if device.type in ("cpu", "mps") or num_bytes > budget * 1e9:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return num_bytes <= FREE_SHARE * free

@@ -1,6 +1,6 @@
 """Images that are read while a GPU is at work on others, and copies to and from it that nobody waits for.
 
-On the CPU, and on devices that are not CUDA's, everything here is the plain thing.
+Without CUDA everything here is the plain thing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ def read_ahead(read: Callable[[Item], Read], chunks: Sequence[Sequence[Item]]) -
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
     """Return values of the host where a device can fetch them by itself."""
-    return values.pin_memory() if device.type == "cuda" else values
+    return values if device.type in ("cpu", "mps") else values.pin_memory()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -47,8 +47,8 @@ class HostCopy:
 
     def __init__(self, values: Tensor) -> None:
         """Begin to copy, after all that its GPU was told to do before."""
-        self._values, self._done = values.cpu() if values.device.type != "cuda" else values, None
-        if values.device.type == "cuda":
+        self._values, self._done = values if values.is_cuda else values.cpu(), None
+        if values.is_cuda:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._done = torch.cuda.Event()
