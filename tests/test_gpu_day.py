@@ -12,6 +12,7 @@ PARTS = ["steps, jit", "dino", "training", "click", "labels", "propagation", "st
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu_day  # noqa: E402  # pyright: ignore[reportMissingImports]
+import step_worker  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 @pytest.mark.slow
@@ -50,3 +51,15 @@ def test_a_part_that_fails_keeps_its_reason():
     found = gpu_day.measured("broken", broken, "cpu")
     assert found["error"] == "RuntimeError: out of luck"
     assert found["peak_resident_gb"] > 0
+
+
+@pytest.mark.slow
+def test_timed_steps_are_the_trainer_s_own_with_the_lookup_of_features(tmp_path: Path):
+    worker = step_worker.Worker("jacobinerf-lite", 1, tmp_path)
+    asked, data = [], worker.trainer.pipeline.datamanager
+    look_up = data._look_up
+    data._look_up = lambda store, pixels: asked.append(len(pixels)) or look_up(store, pixels)
+    assert worker.turn(32, shaped=False) > 0
+    assert asked == []
+    assert worker.turn(32, shaped=True) > 0
+    assert asked == [32] * step_worker.STEPS
