@@ -64,7 +64,7 @@ def test_memory_that_nobody_uses_is_given_back_first(devices: Path, monkeypatch:
     assert (started.on_cpu, gpu.cached) == (False, 0)
     assert seen(started, devices) == "0"
     gpu.cached = 1
-    assert not job.Job([str(devices)]).on_cpu
+    assert seen(job.Job([str(devices)]), devices) == "0"
     assert gpu.cached == 1  # where there is room enough, training keeps what it holds
 
 

@@ -84,9 +84,11 @@ class DinoExtractor:
         self.config = config
         self.device = torch.device(device)
         self.backbone = load_backbone(config.model)
-        chosen = _precision(config.precision, self.device)
-        self.model = self.backbone.model.to(self.device, chosen)
-        self.dtype = chosen
+        self.model, self.dtype = self.backbone.model.to(self.device), _precision(config.precision, self.device)
+        for parameter in self.model.parameters():  # and no buffer: angles of rotary positions stay float32
+            parameter.data = parameter.data.to(self.dtype)
+        self._mean = torch.tensor(self.backbone.mean, device=self.device)
+        self._std = torch.tensor(self.backbone.std, device=self.device)
         self.projection = _patch_projection(self.model, config.model)
         self.patch = int(self.projection.kernel_size[0])
         self.stride = _stride(config.stride, self.patch)
@@ -167,9 +169,7 @@ class DinoExtractor:
                 yield place, FeatureGrid(own[-rows * cols :].view(rows, cols, -1), origin, step)
 
     def _normalised(self, images: UInt8[Tensor, "images height width 3"]) -> Float[Tensor, "images 3 height width"]:
-        pixels = images.float() / 255
-        mean, std = (pixels.new_tensor(values) for values in (self.backbone.mean, self.backbone.std))
-        return ((pixels - mean) / std).permute(0, 3, 1, 2).to(self.dtype)
+        return ((images.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).to(self.dtype)
 
     def _run(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images tokens dim"]:
         takes_flag = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
