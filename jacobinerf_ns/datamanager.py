@@ -47,8 +47,7 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Take the mean feature of the training images off, so that what all pixels share does not count as likeness."""
     gpu_features: float = 4.0
     """GPU memory that teacher features may take in training, gigabytes, and never more than half of what is free. More
-    features than that stay on disk, and each step's are read while the GPU renders its rays. 0: always (paper: all of
-    them are in the memory of the host)."""
+    features than that stay on disk, and each step's are read while the GPU renders its rays; 0: always."""
     images_as_bytes: bool | None = None
     """Hold images as bytes instead of floats, in a quarter of the memory, with the same colours (those blended with a
     background are rounded). By default only large data sets, whose floats would take 2 GiB or more."""

@@ -214,6 +214,21 @@ def test_bfloat16_is_near_and_kept_apart(folders, frame, kind):
     assert half.fingerprint() != exact.fingerprint()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_on_a_gpu_features_are_near_those_of_the_cpu(folders, frames, kind):
+    exact = DinoConfig(model=folders[kind], load_size=40).setup()
+    there = DinoConfig(model=folders[kind], load_size=40).setup("cuda")
+    assert (there.dtype, there.batch_size) == (torch.bfloat16, 8)
+    found = dict(there.extract_many(frames))
+    assert sorted(found) == list(range(len(frames)))
+    for i, frame in enumerate(frames):
+        values, expected = found[i].values, exact.extract(frame).values
+        assert values.device.type == "cpu"
+        assert torch.cosine_similarity(values, expected, dim=-1).min() > 0.98
+
+
 def test_pixels_are_normalised_to_the_bit_as_before(folders, frame):
     extractor = DinoConfig(model=folders["vit"], load_size=40).setup()
     image = extractor._read(0, frame)

@@ -94,6 +94,15 @@ def test_resident_features_are_those_of_the_files(given: Given, frames, tmp_path
     assert store.value_bytes == resident._values.nbytes == 2 * 8 * (12 + 15 + 2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_in_a_gpu_are_those_of_the_files(given: Given, frames, tmp_path: Path):
+    store = open_store(given, frames, tmp_path / "cache")
+    indices = random_pixels(300)
+    found = store.resident("cuda").sample(indices)
+    torch.testing.assert_close(found.cpu(), store.sample(indices), atol=1e-5, rtol=1e-5)
+
+
 def test_resident_features_are_looked_up_on_their_device_alone(given: Given, frames, tmp_path: Path):
     store = open_store(given, frames, tmp_path / "cache")
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -89,6 +89,31 @@ def test_soft_shaping_on_a_gpu_asks_the_host_nothing(monkeypatch: pytest.MonkeyP
         assert {value.device.type for value in (gradient, *(t for t in terms if t is not None))} == {"cuda"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_terms_on_a_gpu_are_those_of_the_cpu_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "_compiles_for", lambda value: False)  # shapes are checked at run time here
+    torch.manual_seed(0)
+    given = torch.randn(256, 24), torch.randn(256, 16), torch.tensor(0.8)
+
+    def terms(jacobians: torch.Tensor, features: torch.Tensor, threshold: torch.Tensor) -> list[torch.Tensor]:
+        leaf = jacobians.clone().requires_grad_()
+        found, _ = shaping.shaping_terms(leaf, features, threshold, shaping.ShapingConfig(teacher_tf32=False))
+        (found.mig + found.norm).backward()
+        assert leaf.grad is not None
+        return [leaf.grad, *(value.detach() for value in found if value is not None)]
+
+    there = [value.to("cuda") for value in given]
+    terms(*there)  # libraries are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = terms(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(found, terms(*given), strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-5)
+
+
 _COMPILED = """
 import torch
 from jacobinerf_ns import shaping
