@@ -23,7 +23,8 @@ from rich.table import Table
 
 from jacobinerf_ns.config import FULL_MODEL, LITE_MODEL
 from jacobinerf_ns.files.atomic import atomic_write
-from jacobinerf_ns.model import WHOLE_BATCH, JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
+from jacobinerf_ns.shaping import WHOLE_BATCH
 
 LOOP_RAYS = (64, 256, 1024)
 FEATURE_DIM = 384

@@ -58,7 +58,7 @@ class LabelCost:
             return [lambda v=view: show(pipeline, v, count, config) for view in views]
 
         paper: list[Callable[[], object]] = [lambda v=view: paper_way(pipeline, v, PAPER_LABELS) for view in views]
-        times = _medians(
+        times = medians(
             {
                 "one": shown(1),
                 "many": shown(MANY),
@@ -87,14 +87,15 @@ class LabelCost:
 
 def show(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int, config: PropagationConfig | None = None) -> None:
     """Renders a view with labels as a user would; seeds are rendered the first time only."""
-    snapshot = _snapshot(pipeline, count, config or PropagationConfig())
+    snapshot = labelled_snapshot(pipeline, count, config or PropagationConfig())
     label_view(pipeline.model, view, snapshot)
 
 
 _snapshots: dict[tuple[int, PropagationConfig], LabelSnapshot] = {}
 
 
-def _snapshot(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig) -> LabelSnapshot:
+def labelled_snapshot(pipeline: JacobiNeRFPipeline, count: int, config: PropagationConfig) -> LabelSnapshot:
+    """So many labels, a click each, spread over the first photo; made once."""
     if (count, config) not in _snapshots:
         image = pipeline.datamanager.train_dataparser_outputs.image_filenames[0]
         height, width = pipeline.datamanager.frames("train")[0].size
@@ -115,7 +116,7 @@ def paper_way(pipeline: JacobiNeRFPipeline, view: RayBundle, count: int) -> torc
     """Response of each pixel to each label by rendering the view again with perturbed weights, label by label."""
     model = pipeline.model
     model.label_source = None
-    snapshot = _snapshot(pipeline, count, PAPER_PROPAGATION)
+    snapshot = labelled_snapshot(pipeline, count, PAPER_PROPAGATION)
     vectors = snapshot.prototypes.vectors
     layer = model.field.mlp_head.rgb_layer
     original, before = layer.weight.clone(), _colours(pipeline, view)
@@ -134,7 +135,7 @@ def _colours(pipeline: JacobiNeRFPipeline, view: RayBundle) -> torch.Tensor:
     return torch.cat([part["rgb"] for part in parts])
 
 
-def _medians(jobs: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
+def medians(jobs: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
     """Median time of each kind of job in seconds, measured in turns; the first turn is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in zip(*jobs.values(), strict=True):

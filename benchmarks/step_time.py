@@ -4,7 +4,8 @@
     git worktree add ../before COMMIT
     python benchmarks/step_time.py --baseline ../before        # and before ÷ after
 
-Steps are the trainer's own: its iteration, optimisers, schedulers, callbacks and share of proposal updates. Each tree
+Steps are the trainer's own: batch, lookup of the teacher's features, autocast and gradient scaler where it has them,
+optimisers, schedulers, callbacks and share of proposal updates, on a small room and random features. Each tree
 has a process for each number of threads. They take turns, one at a time, so that a machine whose speed drifts slows all
 of them alike; medians over turns.
 """

@@ -64,7 +64,7 @@ class Measurement:
         self, pipeline: JacobiNeRFPipeline, store: AnnotationStore, size: tuple[int, int], rounds: int
     ) -> None:
         """`store` is the pipeline's own annotation file."""
-        self.pipeline, self.rounds = pipeline, rounds
+        self.pipeline, self.size, self.rounds = pipeline, size, rounds
         pipeline.eval()
         self.store, self.keeper = store, pipeline.labels
         assert self.keeper is not None
@@ -122,7 +122,7 @@ class Measurement:
         (colours * 255).type(torch.uint8).cpu().numpy()
 
     def _click(self, now: Annotations, _: int) -> Annotations:
-        row, col = (float(torch.rand(1, generator=self.random)) * side for side in (240, 320))
+        row, col = (float(torch.rand(1, generator=self.random)) * side for side in self.size[::-1])
         rays = self.camera.generate_rays(camera_indices=0, coords=torch.tensor([[row, col]]).to(self.pipeline.device))
         label = now.labels[0].id
         return changes.add_seed(now, world_click(self.pipeline.world, rays.origins[0], rays.directions[0], label))

@@ -1,6 +1,6 @@
 """Adds the teacher's features at the anchors to each training batch."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from jacobinerf_ns.compat.byte_images import as_floats, float_bytes, images_as_bytes
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
@@ -22,7 +23,8 @@ from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.features.store import FeatureStore, open_store
+from jacobinerf_ns.features.store import FeatureStore, ResidentFeatures, fits_on, open_store
+from jacobinerf_ns.features.streaming import pinned, to_device
 from jacobinerf_ns.shaping import WHOLE_BATCH, anchor_rays
 
 LARGE_CAPTURE = 2 << 30
@@ -43,6 +45,9 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Dimensions the features are reduced to by PCA over all training images; None keeps them all."""
     center_features: bool = False
     """Take the mean feature of the training images off, so that what all pixels share does not count as likeness."""
+    gpu_features: float = 4.0
+    """GPU memory that teacher features may take in training, gigabytes, and never more than half of what is free. More
+    features than that stay on disk, and each step's are read while the GPU renders its rays; 0: always."""
     images_as_bytes: bool | None = None
     """Hold images as bytes instead of floats, in a quarter of the memory, with the same colours (those blended with a
     background are rounded). By default only large data sets, whose floats would take 2 GiB or more."""
@@ -65,6 +70,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     _from_step: int = 0
     _num_anchors: int = WHOLE_BATCH
     _reader: ThreadPoolExecutor | None = None
+    _resident: ResidentFeatures | None = None
 
     def prepare_features(self, from_step: int, num_anchors: int = WHOLE_BATCH) -> None:
         """Extract the features of the training images, or open their cache, and add them to batches from a step on.
@@ -78,7 +84,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         frames = self.frames("train")
         self._store = open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features)
         self._from_step, self._num_anchors = from_step, num_anchors
-        if torch.device(self.device).type != "cpu":
+        device = torch.device(self.device)
+        if fits_on(device, self._store.value_bytes, config.gpu_features):
+            self._resident = self._store.resident(device)
+        elif device.type != "cpu":
             self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
 
     def create_train_dataset(self) -> InputDataset:
@@ -131,18 +140,26 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return list_frames(self.eval_dataparser_outputs, self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
-        """Return a training batch, with `features` [anchors dim] (float32, on the CPU) once prepared and due.
+        """Return a training batch, with `features` [anchors dim] (float32) once prepared and due.
 
-        With a GPU they are a future: a thread reads them while the GPU renders the rays. It reads this batch and not
-        the next, whose pixels are drawn when their turn comes: a resume goes on exactly, and nothing has to be saved
-        for it. Without a GPU they are there at once: reading takes half a hundredth of a step of the same cores.
+        Where they fit on the GPU they are there. Else they are a future: a thread reads them into pinned memory while
+        the GPU renders the rays. It reads this batch and not the next, whose pixels are drawn when their turn comes: a
+        resume goes on exactly, and nothing has to be saved for it. Without a GPU they are on the CPU, at once: reading
+        takes half a hundredth of a step of the same cores.
         """
         rays, batch = _with_floats(super().next_train(step))
         if self._store is not None and step >= self._from_step:
             pixels = batch["indices"].cpu()[anchor_rays(len(batch["indices"]), self._num_anchors)]
-            read = self._store.sample
-            batch["features"] = read(pixels) if self._reader is None else self._reader.submit(read, pixels)
+            batch["features"] = self._look_up(self._store, pixels)
         return rays, batch
+
+    def _look_up(self, store: FeatureStore, pixels: Tensor) -> Tensor | Future[Tensor]:
+        device = torch.device(self.device)
+        if self._resident is not None:
+            return self._resident.sample(to_device(pixels, device))
+        if self._reader is None:
+            return store.sample(pixels)
+        return self._reader.submit(lambda: pinned(store.sample(pixels), device))
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict]:
         """Return an evaluation batch, as nerfstudio makes it."""

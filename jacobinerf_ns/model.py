@@ -32,13 +32,13 @@ from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.labels.views import render_view
-from jacobinerf_ns.shaping import WHOLE_BATCH, ShapingConfig
+from jacobinerf_ns.shaping import ShapingConfig
 
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 NOT_YET = -1
-CPU_SHAPING_RAYS = 512
-"""Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
+CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 512, 1024
+"""Anchors where `num_shaping_rays` is left to us, without a GPU and with one: pairs stay below a tenth of a step."""
 
 
 @dataclass
@@ -54,8 +54,8 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """First training step with shaping; before it training is plain nerfacto (paper: shaping starts after 200,000 plain
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
-    """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: the whole batch
-    on a GPU, at most 512 on a CPU (paper: 64). Of each process, where several train together."""
+    """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: at most 1024
+    on a GPU, 512 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
     entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
@@ -241,7 +241,7 @@ class JacobiNeRFModel(NerfactoModel):
         """Anchors wanted of a batch (`shaping.anchor_rays`)."""
         if self.config.num_shaping_rays is not None:
             return self.config.num_shaping_rays
-        return CPU_SHAPING_RAYS if self.device.type == "cpu" else WHOLE_BATCH
+        return CPU_SHAPING_RAYS if self.device.type == "cpu" else GPU_SHAPING_RAYS
 
     def _render_jacobians(
         self,
@@ -276,7 +276,8 @@ class JacobiNeRFModel(NerfactoModel):
             metrics = {"distortion": nerfacto.distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])}
         if "jacobians" in outputs:
             features = batch["features"]
-            features = (features.result() if isinstance(features, Future) else features).to(self.device)
+            features = features.result() if isinstance(features, Future) else features
+            features = features.to(self.device, non_blocking=True)
             with torch.autocast(device_type=self.device.type, enabled=False):
                 jacobians, features = gather_rows(outputs["jacobians"]), gather_rows(features.float())
                 terms, threshold = shaping.shaping_terms(

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jacobinerf_ns.core.gpu import compiled_on_gpu, tf32_products
 from jacobinerf_ns.core.jacobian import NORM_EPS
 
 PairRule = Literal["soft", "threshold"]
@@ -54,6 +55,9 @@ class ShapingConfig:
     balance: float = 0.5
     """How much anchors with many likenesses count less, so that walls do not drown a cup: an anchor weighs (effective
     number of positives)^-balance. 0: all alike; 1: every entity alike, whatever its size; `soft` only."""
+    teacher_tf32: bool = True
+    """Let a GPU that can multiply the teacher's features in TF32, which keeps as many digits as the half precision they
+    are stored in; `soft` only (paper: float32)."""
     mig_loss_mult: float = 0.012
     """Weight of the MIG loss beside the photometric losses (paper: 0.01). With both weights 0 nothing is shaped."""
     norm_loss_mult: float = 0.001
@@ -138,10 +142,16 @@ class _Cosines(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         unit, norms, cosines = ctx.saved_tensors
-        both_ways = gradients[0].T.contiguous().add_(gradients[0])
-        # Below NORM_EPS the divisor is a constant, and so has no gradient of its own.
-        radial = (both_ways * cosines).sum(dim=-1, keepdim=True) * (norms > NORM_EPS)
+        both_ways, radial = _both_ways(gradients[0], cosines, norms)
         return (both_ways @ unit - radial * unit) / norms.clamp_min(NORM_EPS)
+
+
+@compiled_on_gpu
+def _both_ways(gradient: Tensor, cosines: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return M, and Σ_j M_ij S_ij of each vector."""
+    both_ways = gradient.T.contiguous().add_(gradient)
+    # Below NORM_EPS the divisor is a constant, and so has no gradient of its own.
+    return both_ways, (both_ways * cosines).sum(dim=-1, keepdim=True) * (norms > NORM_EPS)
 
 
 def _self_product(rows: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
@@ -188,8 +198,12 @@ def soft_pairs(
     No threshold to tune: a small entity has few strong members, a wall has many weak ones, and a noisy teacher's doubt
     stays doubt. An anchor is not its own positive: cos(J_i, J_i) = 1 teaches nothing and hides the others.
     """
-    logits = teacher_cosine.detach() / teacher_temperature
-    return _without_self(logits).softmax(dim=-1)
+    return _membership(teacher_cosine.detach(), teacher_temperature)
+
+
+@compiled_on_gpu
+def _membership(teacher_cosine: Tensor, teacher_temperature: float) -> Tensor:
+    return _without_self(teacher_cosine / teacher_temperature).softmax(dim=-1)
 
 
 def effective_positives(membership: Float[Tensor, "anchors anchors"]) -> Float[Tensor, "anchors"]:
@@ -225,19 +239,25 @@ class _SoftMig(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, similarity: Tensor, membership: Tensor, temperature: float, balance: float) -> Tensor:
-        weight = effective_positives(membership) ** -balance
-        weight = weight / weight.sum()
-        # Q is 0 on the diagonal, where the logarithm is finite: the product is 0.
-        log_share = _without_self(similarity / temperature).log_softmax(dim=-1)
-        loss = -((membership * log_share).sum(dim=-1) * weight).sum()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(log_share.exp_().sub_(membership).mul_(weight[:, None] / temperature))
+        loss, gradient = _soft_mig(similarity, membership, temperature, balance)
+        ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.saved_tensors[0] * gradients[0], None, None, None
+
+
+@compiled_on_gpu
+def _soft_mig(similarity: Tensor, membership: Tensor, temperature: float, balance: float) -> tuple[Tensor, Tensor]:
+    """Return the loss, and its gradient by S."""
+    weight = effective_positives(membership) ** -balance
+    weight = weight / weight.sum()
+    # Q is 0 on the diagonal, where the logarithm is finite: the product is 0.
+    log_share = _without_self(similarity / temperature).log_softmax(dim=-1)
+    loss = -((membership * log_share).sum(dim=-1) * weight).sum()
+    return loss, log_share.exp_().sub_(membership).mul_(weight[:, None] / temperature)
 
 
 def norm_loss(jacobians: Float[Tensor, "anchors dims"]) -> Float[Tensor, ""]:
@@ -257,7 +277,9 @@ def shaping_terms(
     `features` are the teacher's, of the same pixels; they carry no gradient. Without `statistics` the terms that are
     only logged stay None. Expects float32: call with autocast off.
     """
-    teacher_cosine, similarity = cosine_matrix(features), cosine_matrix(jacobians)
+    with tf32_products(config.teacher_tf32 and config.pairs == "soft"):
+        teacher_cosine = cosine_matrix(features)
+    similarity = cosine_matrix(jacobians)
     if config.pairs == "threshold":
         pairs, threshold = threshold_pairs(teacher_cosine, threshold)
         mig = mig_loss(similarity, pairs, config.temperature)

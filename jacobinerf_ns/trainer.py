@@ -13,10 +13,13 @@ from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
 from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
+from jacobinerf_ns.compat.unusable_gpu import sign_of_gpu, torch_in_words
 from jacobinerf_ns.core import gathering
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
+FULL_SIZE = ("jacobinerf", "jacobinerf-paper")
+"""Methods that are made for a GPU: on a CPU they take days."""
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
 
@@ -40,19 +43,37 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         return super().setup(**kwargs)
 
     def settle(self) -> None:
-        """Falls back to the CPU where there is no GPU, and makes all paths absolute.
+        """Fall back to the CPU where there is no GPU, and make all paths absolute.
 
         config.yml is read from other working directories later. The default data folder of nerfstudio's parsers, `.`,
         is a path like any other.
         """
         if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
-            CONSOLE.print("No GPU found: training on the CPU (jacobinerf-lite is made for it).")
+            with one_line_exit():
+                CONSOLE.print(self._why_on_the_cpu(), soft_wrap=True)
             self.machine.device_type = "cpu"
         if self.machine.num_devices * self.machine.num_machines > 1:
             prepare_launcher(self.machine.device_type)
         make_paths_absolute(self)
         if self.pipeline.annotations is None:
             self.pipeline.annotations = self.get_base_dir().absolute() / ANNOTATIONS_NAME
+
+    def _why_on_the_cpu(self) -> str:
+        """Say why training is on the CPU, which nobody asked for.
+
+        Raises:
+            UserError: a GPU is there that torch cannot use, and the method takes days without one.
+        """
+        sign = sign_of_gpu()
+        if sign is None:
+            return "No GPU found: training on the CPU (jacobinerf-lite is made for it)."
+        found = f"a GPU is there ({sign}), and {torch_in_words()} cannot use it"
+        if self.method_name in FULL_SIZE:
+            raise UserError(
+                f"{found}: update its driver, or install a torch that was built for it; or train jacobinerf-lite; "
+                f"{self.method_name} takes days on a CPU, and does so with --machine.device-type cpu"
+            )
+        return f"Training on the CPU: {found}. Update its driver, or install a torch that was built for it."
 
 
 def make_paths_absolute(config: Any) -> None:
@@ -141,7 +162,8 @@ class JacobiNeRFTrainer(Trainer):
         self.optimizers.load_optimizers(loaded["optimizers"])
         if self.config.load_scheduler:
             self.optimizers.load_schedulers(loaded["schedulers"])
-        self.grad_scaler.load_state_dict(loaded["scalers"])
+        if loaded["scalers"]:  # a run on a CPU has scaled no gradients, and torch refuses its empty state
+            self.grad_scaler.load_state_dict(loaded["scalers"])
         sampler = self.pipeline.model.proposal_sampler
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]

@@ -85,7 +85,10 @@ def test_features_are_those_of_the_sampled_pixels(tmp_path: Path, sizes):
 
 
 @pytest.mark.parametrize("in_a_thread", [False, True])
-def test_features_are_those_of_the_anchors_and_change_no_pixel(capture: Path, tmp_path: Path, in_a_thread: bool):
+@pytest.mark.parametrize("resident", [False, True])
+def test_features_are_those_of_the_anchors_and_change_no_pixel(
+    capture: Path, tmp_path: Path, in_a_thread: bool, resident: bool
+):
     found = manager(capture, OracleConfig(), tmp_path / "cache")
     torch.manual_seed(3)
     plain = [found.next_train(step)[1]["indices"] for step in range(3)]
@@ -93,14 +96,18 @@ def test_features_are_those_of_the_anchors_and_change_no_pixel(capture: Path, tm
     assert found.feature_store is not None
     if in_a_thread:
         found._reader = ThreadPoolExecutor(max_workers=1)
+    if resident:
+        found._resident = found.feature_store.resident("cpu")
     torch.manual_seed(3)
     for step, indices in enumerate(plain):
         batch = found.next_train(step)[1]
         features = batch["features"]
-        assert isinstance(features, Future) == in_a_thread
-        features = features.result() if in_a_thread else features
+        assert isinstance(features, Future) == (in_a_thread and not resident)
+        features = features.result() if isinstance(features, Future) else features
         assert torch.equal(batch["indices"], indices)
-        assert torch.equal(features, found.feature_store.sample(indices)[anchor_rays(64, 10)])
+        assert torch.allclose(
+            features, found.feature_store.sample(indices)[anchor_rays(64, 10)], atol=1e-6 if resident else 0, rtol=0
+        )
         assert features.shape == (10, 64)
 
 

@@ -6,6 +6,7 @@ import math
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,85 @@ def test_rotary_positions_spread_over_the_overlapping_grid(folders, frame):
     torch.testing.assert_close(found.flatten(0, 1), state[0, -rows * cols :], rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def frames(tmp_path: Path) -> list[Frame]:
+    """Seven images of two sizes, and one whose file is larger than its frame says."""
+    sizes = [(50, 70), (40, 40), (50, 70), (50, 70), (40, 40), (100, 140), (50, 60), (50, 70)]
+    found = []
+    for i, (height, width) in enumerate(sizes):
+        pixels = np.random.default_rng(i).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        found.append(Frame(i, tmp_path / f"{i}.png", (25, 35) if width > height else (20, 20)))
+    return found
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_images_together_are_as_images_alone(folders, frames, kind):
+    alone = DinoConfig(model=folders[kind], load_size=40).setup()
+    together = DinoConfig(model=folders[kind], load_size=40, batch_size=3).setup()
+    found = dict(together.extract_many(frames))
+    assert sorted(found) == list(range(len(frames)))
+    assert together.fingerprint() == alone.fingerprint()
+    for i, frame in enumerate(frames):
+        expected = alone.extract(frame)
+        assert (found[i].origin, found[i].step) == (expected.origin, expected.step)
+        torch.testing.assert_close(found[i].values, expected.values, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_runs_once_for_images_of_one_size(folders, frames, tmp_path):
+    extractor = DinoConfig(model=folders["vit"], load_size=40, batch_size=4).setup()
+    sizes = []
+    extractor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    filled = extract_all(extractor, frames, tmp_path / "cache")
+    assert filled.made == len(set(filled.paths)) == len(frames)
+    assert sum(shape[0] for shape in sizes) == len(frames)
+    assert max(shape[0] for shape in sizes) == 4
+    settings: Any = extractor.model.config
+    assert settings._attn_implementation == "sdpa"
+
+
+def test_a_broken_image_costs_no_finished_one(folders, frames, tmp_path):
+    frames[3].path.write_bytes(b"no image")
+    extractor = DinoConfig(model=folders["vit"], load_size=40).setup()
+    with pytest.raises(UserError, match=r"3\.png cannot be read as an image"):
+        extract_all(extractor, frames, tmp_path / "cache")
+    folder = next((tmp_path / "cache").iterdir())
+    assert len(list(folder.glob("*.safetensors"))) == 4  # the two of the smaller size come first
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_bfloat16_is_near_and_kept_apart(folders, frame, kind):
+    exact = DinoConfig(model=folders[kind], load_size=40, stride=0).setup()
+    half = DinoConfig(model=folders[kind], load_size=40, stride=0, precision="bfloat16").setup()
+    values, expected = half.extract(frame).values, exact.extract(frame).values
+    assert values.dtype == torch.float32
+    assert torch.cosine_similarity(values, expected, dim=-1).min() > 0.98
+    assert half.fingerprint() != exact.fingerprint()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_on_a_gpu_features_are_near_those_of_the_cpu(folders, frames, kind):
+    exact = DinoConfig(model=folders[kind], load_size=40).setup()
+    there = DinoConfig(model=folders[kind], load_size=40).setup("cuda")
+    assert (there.dtype, there.batch_size) == (torch.bfloat16, 8)
+    found = dict(there.extract_many(frames))
+    assert sorted(found) == list(range(len(frames)))
+    for i, frame in enumerate(frames):
+        values, expected = found[i].values, exact.extract(frame).values
+        assert values.device.type == "cpu"
+        assert torch.cosine_similarity(values, expected, dim=-1).min() > 0.98
+
+
+def test_pixels_are_normalised_to_the_bit_as_before(folders, frame):
+    extractor = DinoConfig(model=folders["vit"], load_size=40).setup()
+    image = extractor._read(0, frame)
+    mean, std = (torch.tensor(values) for values in (extractor.backbone.mean, extractor.backbone.std))
+    expected = ((torch.from_numpy(image.pixels.astype(np.float32) / 255) - mean) / std).permute(2, 0, 1)
+    assert torch.equal(extractor._normalised(torch.from_numpy(image.pixels)[None])[0], expected)
+
+
 def test_patch_centres(folders, frame):
     grid = DinoConfig(model=folders["vit"], load_size=40, stride=3).setup().extract(frame)
     assert grid.origin == pytest.approx((4 / 40, 4 / 56))
@@ -268,6 +348,8 @@ def test_settings_out_of_range_are_refused(folders):
         DinoConfig(model=folders["vit"], layer=3).setup()
     with pytest.raises(UserError, match="stride 9 given, and the model's patches have 8 pixels"):
         DinoConfig(model=folders["vit"], stride=9).setup()
+    with pytest.raises(UserError, match="batch size 0 given"):
+        DinoConfig(model=folders["vit"], batch_size=0).setup()
     with pytest.raises(UserError, match="load size 4 given"):
         DinoConfig(model=folders["vit"], load_size=4).setup()
 

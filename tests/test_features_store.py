@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, pixel_positions, sample
 from jacobinerf_ns.features.pca import fit
-from jacobinerf_ns.features.store import open_store
+from jacobinerf_ns.features.store import fits_on, open_store
 
 SIZES = [(12, 16), (30, 20), (7, 9)]
 
@@ -80,6 +81,43 @@ def test_sampling_in_chunks_changes_nothing(given: Given, frames, tmp_path: Path
     whole = store.sample(indices)
     monkeypatch.setattr("jacobinerf_ns.features.store._CHUNK", 7)
     torch.testing.assert_close(store.sample(indices), whole)
+
+
+def test_resident_features_are_those_of_the_files(given: Given, frames, tmp_path: Path):
+    store = open_store(given, frames, tmp_path / "cache")
+    resident = store.resident("cpu")
+    indices = random_pixels(300)
+    found = resident.sample(indices)
+    torch.testing.assert_close(found, store.sample(indices), atol=1e-6, rtol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):  # as a training step's, on a GPU
+        assert torch.equal(resident.sample(indices), found)
+    assert store.value_bytes == resident._values.nbytes == 2 * 8 * (12 + 15 + 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_in_a_gpu_are_those_of_the_files(given: Given, frames, tmp_path: Path):
+    store = open_store(given, frames, tmp_path / "cache")
+    indices = random_pixels(300)
+    found = store.resident("cuda").sample(indices)
+    torch.testing.assert_close(found.cpu(), store.sample(indices), atol=1e-5, rtol=1e-5)
+
+
+def test_resident_features_are_looked_up_on_their_device_alone(given: Given, frames, tmp_path: Path):
+    store = open_store(given, frames, tmp_path / "cache")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        resident = store.resident("cuda")
+        found = resident.sample(torch.zeros(5, 3, dtype=torch.long, device="cuda"))
+        assert (found.device.type, found.shape, found.dtype) == ("cuda", (5, 8), torch.float32)
+
+
+def test_features_stay_on_a_gpu_within_budget_and_free_memory(monkeypatch: pytest.MonkeyPatch):
+    gpu, free = torch.device("cuda", 0), 10**9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 8 * free))
+    assert fits_on(gpu, 400_000_000, budget=0.4)
+    assert not fits_on(gpu, 400_000_001, budget=0.4)
+    assert not fits_on(gpu, 500_000_001, budget=4.0)
+    assert not fits_on(torch.device("cpu"), 1, budget=4.0)
 
 
 def test_projection_keeps_scalar_products_and_is_made_once(frames, tmp_path: Path):

@@ -12,7 +12,8 @@ import yaml
 from nerfstudio.configs.method_configs import method_configs
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 
-from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.compat import checkpoints, unusable_gpu
+from jacobinerf_ns.config import jacobinerf, jacobinerf_lite, jacobinerf_paper
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
@@ -49,6 +50,26 @@ def test_a_resumed_run_equals_a_straight_one(capture: Path, finished: JacobiNeRF
     for name, optimizer in finished.optimizers.optimizers.items():
         rates = [trainer.optimizers.optimizers[name].param_groups[0]["lr"] for trainer in (finished, second)]
         assert rates[0] == rates[1] == optimizer.param_groups[0]["lr"]
+
+
+def test_gradients_are_scaled_afresh_after_a_run_that_scaled_none(
+    capture: Path, finished: JacobiNeRFTrainer, tmp_path: Path
+):
+    """A run on a CPU, resumed on a GPU; a scaler of torch's for CPUs stands for that of a GPU."""
+    trainer: Any = start(tiny_config(capture, tmp_path))
+    trainer.config.load_dir = finished.checkpoint_dir
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    trainer._load_checkpoint()
+    assert trainer._start_step == 12
+    assert trainer.grad_scaler.get_scale() == 64.0
+    trainer.train_iteration(12)
+    trainer.grad_scaler.update(8.0)
+    trainer.save_checkpoint(12)
+    trainer.config.load_dir, trainer.grad_scaler = trainer.checkpoint_dir, torch.amp.GradScaler("cpu")
+    trainer._load_checkpoint()
+    assert trainer.grad_scaler.get_scale() == 8.0
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainer._load_checkpoint()  # and back to the CPU
 
 
 def test_checkpoints_load_with_weights_only_and_hold_plain_numbers(finished: JacobiNeRFTrainer):
@@ -89,6 +110,57 @@ def test_config_yml_has_absolute_paths_and_the_device_that_is_there(
     assert saved.output_dir == tmp_path
     assert saved.pipeline.datamanager.cache_dir == tmp_path / "cache"
     assert str(saved.relative_model_dir) == "nerfstudio_models"
+
+
+@pytest.mark.parametrize("method", ["jacobinerf", "jacobinerf-paper"])
+def test_full_size_is_refused_where_torch_cannot_use_the_gpu(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = deepcopy({"jacobinerf": jacobinerf, "jacobinerf-paper": jacobinerf_paper}[method].config)
+    with pytest.raises(SystemExit) as stop:
+        config.set_timestamp()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("error: a GPU is there (CUDA_VISIBLE_DEVICES is 0), and torch ")
+    assert "--machine.device-type cpu" in said
+    config.machine.device_type = "cpu"
+    config.set_timestamp()  # asked for
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config.machine.device_type = "cuda"
+    config.set_timestamp()  # hidden: there is none to wait for
+    assert config.machine.device_type == "cpu"
+
+
+def test_the_lite_method_says_that_torch_cannot_use_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = deepcopy(jacobinerf_lite.config)
+    config.set_timestamp()
+    assert config.machine.device_type == "cpu"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Training on the CPU: a GPU is there (CUDA_VISIBLE_DEVICES is 0), and torch " in said
+
+
+def test_a_gpu_shows_by_its_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(unusable_gpu, "DRIVER_FOLDER", tmp_path / "gpus")
+    assert unusable_gpu.sign_of_gpu() is None
+    program = tmp_path / "nvidia-smi"
+    for answer, sign in (("exit 9", None), ("echo 'GPU 0: a card'", "nvidia-smi lists it")):
+        program.write_text(f"#!/bin/sh\n{answer}\n")
+        program.chmod(0o755)
+        assert unusable_gpu.sign_of_gpu() == sign
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    assert unusable_gpu.sign_of_gpu() == f"{tmp_path / 'gpus'} has it"
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert unusable_gpu.sign_of_gpu() is None
 
 
 def nerfacto_checkpoint(capture: Path, folder: Path, **changes: object) -> Path:

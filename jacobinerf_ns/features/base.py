@@ -1,7 +1,7 @@
 """What all teachers share: frames go in, grids of features come out, pixels are read off between patch centres."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -73,6 +73,19 @@ class Extractor(Protocol):
 
     def extract(self, frame: Frame) -> FeatureGrid:
         """Return the features of one image.
+
+        Raises:
+            UserError: a file cannot be used; the message names it.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchExtractor(Extractor, Protocol):
+    """A teacher that takes several images at once."""
+
+    def extract_many(self, frames: Sequence[Frame]) -> Iterator[tuple[int, FeatureGrid]]:
+        """Yield the place of each frame among `frames` and its features, in any order, as they are ready.
 
         Raises:
             UserError: a file cannot be used; the message names it.

@@ -6,7 +6,7 @@ A file's name is made of everything that its features depend on, so it never has
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,17 @@ import torch
 from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import Extractor, FeatureGrid, Frame
+from jacobinerf_ns.features.base import BatchExtractor, Extractor, FeatureGrid, Frame
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
 from jacobinerf_ns.progress import track
 
 _SUFFIX = ".safetensors"
 _HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.
+
+
+Made = tuple[int, FeatureGrid, Path]
+"""Number of an item, its grid, and the file to blame if that is not finite."""
 
 
 class DamagedFile(Exception):
@@ -55,10 +59,17 @@ def extract_all(extractor: Extractor, frames: Sequence[Frame], cache_dir: Path |
     folder = (cache_dir or default_cache_dir()).expanduser().absolute() / extractor.fingerprint()[:20]
     keys = [frame_key(extractor, frame) for frame in frames]
 
-    def make(i: int) -> tuple[FeatureGrid, Path]:
-        return extractor.extract(frames[i]), Path(extractor.sources(frames[i])[0])
+    def make(places: list[int]) -> Iterator[Made]:
+        for i, grid in _extract_each(extractor, [frames[i] for i in places]):
+            yield places[i], grid, Path(extractor.sources(frames[places[i]])[0])
 
-    return fill(folder, keys, make, "Extracting features")
+    return fill_many(folder, keys, make, "Extracting features")
+
+
+def _extract_each(extractor: Extractor, frames: list[Frame]) -> Iterator[tuple[int, FeatureGrid]]:
+    if isinstance(extractor, BatchExtractor):
+        return extractor.extract_many(frames)
+    return ((i, extractor.extract(frame)) for i, frame in enumerate(frames))
 
 
 def frame_key(extractor: Extractor, frame: Frame) -> str:
@@ -70,8 +81,15 @@ def frame_key(extractor: Extractor, frame: Frame) -> str:
 def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureGrid, Path]], title: str) -> Filled:
     """Make the files `folder/key` that are missing or damaged, one after the other, with a progress bar.
 
-    Each file is renamed into place when it is complete: interrupt it at any time, the next call goes on from there.
     `make` takes the number of an item, and gives its grid and the file to blame if that is not finite.
+    """
+    return fill_many(folder, keys, lambda places: ((i, *make(i)) for i in places), title)
+
+
+def fill_many(folder: Path, keys: Sequence[str], make: Callable[[list[int]], Iterator[Made]], title: str) -> Filled:
+    """Do the same where items are made together: `make` takes the numbers of all, and yields each as it is ready.
+
+    Each file is renamed into place when it is complete: interrupt it at any time, the next call goes on from there.
     """
     paths = [folder / f"{key}{_SUFFIX}" for key in keys]
     damaged = {path for path in set(paths) if path.exists() and not _is_whole(path)}
@@ -80,8 +98,8 @@ def fill(folder: Path, keys: Sequence[str], make: Callable[[int], tuple[FeatureG
     if damaged:
         text = f"[yellow]warning: {len(damaged)} damaged feature file(s) in {folder} are made again"
         Console().print(text, soft_wrap=True)
-    for path, i in track(todo.items(), title, disable=not todo):
-        write_grid(path, *make(i))
+    for i, grid, source in track(make(list(todo.values())), title, total=len(todo), disable=not todo):
+        write_grid(paths[i], grid, source)
     return Filled(paths, len(todo), time.perf_counter() - start)
 
 

@@ -13,6 +13,8 @@ from jacobinerf_ns.features.base import Extractor, Frame, corners, pixel_positio
 from jacobinerf_ns.features.cache import Filled, extract_all, read_grid
 from jacobinerf_ns.features.pca import project_all
 
+FREE_SHARE = 0.5
+"""Share of a GPU's free memory that features may take at most: training has yet to allocate."""
 _CHUNK = 16_384
 """Rays sampled at a time: bounds the scratch memory when whole images are asked for."""
 
@@ -48,6 +50,18 @@ class FeatureStore:
         """Disk space of the files."""
         return sum(path.stat().st_size for path in set(self.filled.paths))
 
+    @property
+    def value_bytes(self) -> int:
+        """Memory of all values, in half precision."""
+        return sum(values.nbytes for values in self._values)
+
+    def resident(self, device: torch.device | str) -> "ResidentFeatures":
+        """Return the same features in the memory of a device."""
+        values = torch.empty(sum(map(len, self._values)), self.dim, dtype=torch.float16, device=device)
+        for part, grid in zip(values.split([len(grid) for grid in self._values]), self._values, strict=True):
+            part.copy_(torch.from_numpy(grid))
+        return ResidentFeatures(values, self._size, self._shape, self._origin, self._step)
+
     def sample(self, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays dim"]:
         """Return the features at pixels (image, row, col), float32 on the CPU: bilinear between patch centres."""
         return torch.cat([self._sample_chunk(chunk) for chunk in indices.detach().cpu().split(_CHUNK)])
@@ -68,6 +82,49 @@ class FeatureStore:
             start = rows.stop
         features = torch.bmm(weights[:, None], torch.from_numpy(picked).float().view(-1, 4, self.dim))[:, 0]
         return torch.empty_like(features).index_copy_(0, order, features)
+
+
+class ResidentFeatures:
+    """Grids of a list of images in the memory of one device, where pixels are looked up without the host."""
+
+    def __init__(
+        self,
+        values: Float[Tensor, "patches dim"],
+        size: Int[Tensor, "images 2"],
+        shape: Int[Tensor, "images 2"],
+        origin: Float[Tensor, "images 2"],
+        step: Float[Tensor, "images 2"],
+    ) -> None:
+        """Take the patches of all images, one grid after the other, and what they are of.
+
+        Args:
+            values: features, whose device is the device.
+            size: (height, width) in pixels of each image.
+            shape: (rows, cols) of its grid.
+            origin: centre of its first patch, (y, x) in 0..1.
+            step: from one patch to the next, the same.
+        """
+        self._values = values
+        counts = shape.prod(dim=1)
+        facts = counts.cumsum(0) - counts, size, shape, origin, step
+        self._first, self._size, self._shape, self._origin, self._step = (fact.to(values.device) for fact in facts)
+
+    def sample(self, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays dim"]:
+        """Return the features at pixels (image, row, col), float32 on the device, whatever autocast says."""
+        indices = indices.to(self._values.device, non_blocking=True)
+        images, pixels = indices[:, 0], indices[:, 1:]
+        yx = pixel_positions(pixels, self._size[images])
+        flat, weights = corners(yx, self._origin[images], self._step[images], self._shape[images])
+        picked = self._values[flat + self._first[images][:, None]]
+        return (picked.float() * weights[..., None]).sum(dim=1)
+
+
+def fits_on(device: torch.device, num_bytes: int, budget: float) -> bool:
+    """Return whether so many bytes may be kept on a GPU: within a budget (gigabytes), and within what is free."""
+    if device.type in ("cpu", "mps") or num_bytes > budget * 1e9:
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= FREE_SHARE * free
 
 
 def open_store(

@@ -91,7 +91,8 @@ class FileSection:
         self._bar.value, self._bar.animated = 0.0, True
         self._bar.visible = self._cancel.visible = True
         self._set_state(f"{name}: starting …")
-        self._desk.say(f"{name}: at work in the background, from the run's last checkpoint.")
+        where = " On the CPU, which takes longer: too little of the GPU is free." if self._job.on_cpu else ""
+        self._desk.say(f"{name}: at work in the background, from the run's last checkpoint.{where}")
         self.refresh(self._desk.annotations)
 
     def _problem(self, annotations: Annotations) -> str | None:

@@ -1,19 +1,27 @@
 """A command of ours in the background of the viewer: started, watched, cancelled, and ended with the viewer."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import torch
+
 COMMAND = "jacobinerf_ns.cli.background"
 """Started by its name: the panel knows no command."""
+GPU_BYTES = 4_000_000_000
+"""Free memory of the GPU from which on a command may work there too: field, kernels and one piece of a view."""
 LAST_LINES = 4
 """Lines of a failed command that are looked through for its error."""
 
 
 class Job:
-    """One command in a process of its own: it has its own weights and memory, and cannot disturb training."""
+    """One command in a process of its own: it has its own weights and memory, and cannot disturb training.
+
+    Where so little of the GPU is free that the command or training would run out of it, it works on the CPU.
+    """
 
     def __init__(self, arguments: list[str], manifest: Path | None = None) -> None:
         """Start `jacobinerf ARGUMENTS`.
@@ -23,7 +31,7 @@ class Job:
             manifest: file in which the command lists, under `files`, all files that it will have made; from it and
                 what lies beside it progress is read.
         """
-        self.manifest, self.cancelled = manifest, False
+        self.manifest, self.cancelled, self.on_cpu = manifest, False, _gpu_is_full()
         if manifest is not None:
             # That of an earlier job would be taken for this one's; the files themselves are the command's business.
             self._earlier = _stamp(manifest)
@@ -33,6 +41,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else None,
         )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -73,6 +82,14 @@ class Job:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines = [*self._lines[-LAST_LINES:], line]
+
+
+def _gpu_is_full() -> bool:
+    """Whether there is a GPU and too little of it is free, also after what nobody uses of our share is given back."""
+    if not torch.cuda.is_initialized() or torch.cuda.mem_get_info()[0] >= GPU_BYTES:
+        return False
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0] < GPU_BYTES
 
 
 def _stamp(path: Path) -> int | None:
