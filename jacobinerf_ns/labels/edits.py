@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -64,8 +64,9 @@ def edited_colour(
     extracts = any(edit.kind == "extract" for edit in snapshot.edits)
     layer, rays, current, indices = first, ray_bundle, traced, torch.arange(len(colour), device=colour.device)
     for _ in range(LAYERS):
-        again = _looks_behind(layer, left[indices])
-        if not bool(again.any()):
+        # Places and not a mask: a host would wait for the GPU at every tensor that a mask is laid on.
+        again = _looks_behind(layer, left[indices]).nonzero()[:, 0]
+        if not len(again):
             break
         indices, rays = indices[again], _rays_behind(rays[again], current, layer, again)
         current = trace(rays)
@@ -147,8 +148,15 @@ def _looks_behind(layer: Edited, left: Float[Tensor, "rays 1"]) -> Bool[Tensor, 
     return (left[:, 0] > SEE_THROUGH) & (layer.removed.amax(-1) > HALF)
 
 
-def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Bool[Tensor, "rays"]) -> RayBundle:
-    """Return the same rays, beginning behind the last sample that was removed and had light to give."""
+def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Int[Tensor, "rays"]) -> RayBundle:
+    """Return the same rays, beginning behind the last sample that was removed and had light to give.
+
+    Args:
+        rays: those that look behind.
+        traced: the query before, of more rays.
+        layer: its samples.
+        again: the places of `rays` in it.
+    """
     frustums = traced.trace.ray_samples.frustums
     gone = (layer.removed[again] > HALF) & (traced.weights[again] > SEE_THROUGH / traced.weights.shape[-1])
     ends = torch.where(gone, frustums.ends[again][..., 0], frustums.starts[again][..., :1, 0])
