@@ -10,6 +10,7 @@ Letters (those of `jacobian.py` apart):
 Everything here compares directions, so it serves Jacobians, teacher features and distilled features alike.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -221,6 +222,30 @@ def label_responses(
     if bool(prototypes.positive.all()):
         return found
     against = _best_per_label(similarity, prototypes, num_labels, positive=False)
+    return torch.where(found >= against, found, torch.zeros_like(found))
+
+
+def nearest_responses(
+    similarity: Callable[[slice], Float[Tensor, "pixels chosen"]],
+    prototypes: Prototypes,
+    num_labels: int,
+    block: int,
+) -> Float[Tensor, "pixels labels"]:
+    """`label_responses` where one prototype decides, from `block` prototypes at a time: bounds memory with many.
+
+    Args:
+        similarity: of all pixels to some of the prototypes.
+        prototypes: all of them.
+        num_labels: how many labels there are.
+        block: prototypes that `similarity` is asked for at a time.
+    """
+    best: list[Tensor] = []
+    for start in range(0, max(1, len(prototypes.vectors)), block):
+        chosen = slice(start, start + block)
+        near, part = similarity(chosen), Prototypes(*(rows[chosen] for rows in prototypes))
+        here = [_best_per_label(near, part, num_labels, positive) for positive in (True, False)]
+        best = [torch.maximum(*pair) for pair in zip(best, here, strict=True)] if best else here
+    found, against = best
     return torch.where(found >= against, found, torch.zeros_like(found))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Edit
 from jacobinerf_ns.core import jacobian
-from jacobinerf_ns.core.propagation import label_responses
+from jacobinerf_ns.core.propagation import nearest_responses
 from jacobinerf_ns.labels.responses import rgb_directions
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
@@ -31,6 +31,8 @@ SEE_THROUGH = 0.05
 HALF = 0.5
 """Share of a sample's density from which on it counts as removed."""
 WHITE = 1.0
+BLOCK_BYTES = 64 << 20
+"""Memory of all samples' responses to the prototypes that are taken at a time; thirteen times as much is at work."""
 
 
 class Edited(NamedTuple):
@@ -111,10 +113,14 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
 
 
 def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
-    prototypes = snapshot.prototypes
-    directions = rgb_directions(traced, prototypes.vectors)
-    cosines = jacobian.sample_cosine(traced.trace.colours.float(), traced.trace.activations.float(), directions)
-    found = label_responses(cosines.flatten(0, 1), prototypes, len(snapshot.labels))
+    directions = rgb_directions(traced, snapshot.prototypes.vectors)
+    colours, activations = traced.trace.colours.float(), traced.trace.activations.float()
+
+    def cosines(chosen: slice) -> Float[Tensor, "pixels chosen"]:
+        return jacobian.sample_cosine(colours, activations, directions[chosen]).flatten(0, 1)
+
+    block = max(1, BLOCK_BYTES // traced.weights.nbytes)
+    found = nearest_responses(cosines, snapshot.prototypes, len(snapshot.labels), block)
     return found.view(*traced.weights.shape, -1)
 
 
