@@ -11,7 +11,7 @@ gradients. PyTorch's engine asks the driver about the device of every gradient, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from sys import _getframe
@@ -99,7 +99,8 @@ def _on_posing_gpu(func: Any, args: tuple, kwargs: dict) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     posing = [tensor for tensor in tensors if isinstance(tensor, Posing)]
     if posing:
-        _refuse_mixed(func, args, [tensor for tensor in tensors if not isinstance(tensor, Posing)], posing)
+        plain = [tensor for tensor in tensors if not isinstance(tensor, Posing)]
+        _refuse_mixed(func, args, plain, posing)
     wanted = kwargs.get("device")
     poses = bool(posing) if wanted is None else torch.device(wanted).type == "cuda"
     if func is aten.copy_.default:
@@ -118,7 +119,7 @@ def _unpinned(kwargs: dict) -> dict:
     return {"pin_memory": False} if kwargs.get("pin_memory") else {}
 
 
-def _refuse_mixed(func: Any, args: tuple, plain: list[Tensor], posing: list[Tensor]) -> None:
+def _refuse_mixed(func: Any, args: tuple, plain: Sequence[Tensor], posing: Sequence[Tensor]) -> None:
     if func in COPIES:
         return
     if func in LOOKUPS:
@@ -161,6 +162,8 @@ def posing_gpu() -> Iterator[None]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
         "get_rng_state": lambda device=None: torch.random.default_generator.get_state(),
         "set_rng_state": lambda state, device=None: None,
         "manual_seed_all": lambda seed: None,
@@ -171,7 +174,7 @@ def posing_gpu() -> Iterator[None]:
     with ExitStack() as stack:
         for name, stand_in in found.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
-        stack.enter_context(mock.patch.object(grid, "readiness", lambda *_: grid.Readiness(None, None)))
+        stack.enter_context(mock.patch.object(grid, "readiness", return_value=grid.Readiness(None, None)))
         stack.enter_context(_new_parameters())
         stack.enter_context(_lists_by_way_of_the_cpu())
         stack.enter_context(_PosingGpu())
