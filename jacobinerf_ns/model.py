@@ -41,8 +41,8 @@ NOT_YET = -1
 CPU_SHAPING_RAYS = 512
 """Anchors where `num_shaping_rays` is left to us and there is no GPU: the pair matrix stays below a tenth of a step."""
 GRID_BYTES = 360
-"""Memory of looking up a sample in one level of a hash grid, in plain torch. Measured on the CPU, as resident memory, were
-410 to 461 KB a ray in `jacobinerf` and `jacobinerf-paper`, 127 to 152 KB in `jacobinerf-lite`."""
+"""Memory of looking up a sample in one level of a hash grid, in plain torch. A ray took, as resident memory on the CPU,
+410 to 461 KB in `jacobinerf` and `jacobinerf-paper`, 127 to 152 KB in `jacobinerf-lite`."""
 UNIT_COPIES, UNITS_BESIDE = 5, 400
 """Numbers that a sample of the field takes: for each unit that the RGB layer reads, and besides."""
 FLOAT_BYTES = 4
@@ -194,7 +194,7 @@ class JacobiNeRFModel(NerfactoModel):
             weights = weights.detach()
         trace = traces[0]
         if self.config.detach_colours:
-            trace = replace(trace, colours=trace.colours.detach())
+            trace = replace(trace, logits=trace.logits.detach())
         outputs["anchors"] = anchors
         outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
         return outputs
@@ -270,15 +270,15 @@ class JacobiNeRFModel(NerfactoModel):
         """Jacobians of the chosen rays over the shaped layers, as vectors, in float32 whatever the rest runs in."""
         background = self._background()
         with torch.autocast(device_type=self.device.type, enabled=False):
-            w, p = weights[anchors, :, 0].float(), trace.colours[anchors].float()
+            w, z = weights[anchors, :, 0].float(), trace.logits[anchors].float()
             a = trace.activations[anchors].float()
-            parts = [jacobian.jacobian(w, p, a, background).flatten(1)]
+            parts = [jacobian.jacobian(w, z, a, background).flatten(1)]
             if self.config.shaped_layers == "rgb+trunk":
                 assert trace.inputs is not None
                 units = self.config.hidden_dim_color  # the entity branch has layers of its own
                 rgb_weight = self.field.mlp_head.rgb_layer.weight[:, :units].float()
                 inputs = trace.inputs[anchors].float()
-                parts.append(jacobian.trunk_jacobian(w, p, a[..., :units], inputs, rgb_weight, background).flatten(1))
+                parts.append(jacobian.trunk_jacobian(w, z, a[..., :units], inputs, rgb_weight, background).flatten(1))
             return torch.cat(parts, dim=-1)
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:

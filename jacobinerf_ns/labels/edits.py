@@ -114,10 +114,10 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
 
 def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
     directions = rgb_directions(traced, snapshot.prototypes.vectors)
-    colours, activations = traced.trace.colours.float(), traced.trace.activations.float()
+    activations = traced.trace.activations.float()
 
     def cosines(chosen: slice) -> Float[Tensor, "pixels chosen"]:
-        return jacobian.sample_cosine(colours, activations, directions[chosen]).flatten(0, 1)
+        return jacobian.sample_cosine(traced.logits, activations, directions[chosen]).flatten(0, 1)
 
     block = max(1, BLOCK_BYTES // traced.weights.nbytes)
     found = nearest_responses(cosines, snapshot.prototypes, len(snapshot.labels), block)
