@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from posing_gpu import HostReads, posing_gpu
+from PIL import Image
+from posing_gpu import CUDA, HostReads, MixedDevices, posing_gpu
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,15 +27,20 @@ from jacobinerf_ns.evaluation import registry
 from jacobinerf_ns.evaluation.annotators import Annotator
 from jacobinerf_ns.evaluation.exercise import TrainedFields
 from jacobinerf_ns.evaluation.labels import evaluate
+from jacobinerf_ns.evaluation.objects import ObjectTask, evaluate_object
 from jacobinerf_ns.evaluation.rivals import aggregator, feature_field, semantic_head
+from jacobinerf_ns.evaluation.shaping_quality import evaluate_one_click
 from jacobinerf_ns.hash_grid import grid
-from jacobinerf_ns.labels import keeper
+from jacobinerf_ns.labels import edits, keeper, memory
+from jacobinerf_ns.labels.memory import ChunkSize
+from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.labels.views import SCREEN, KeptViews, Screen, ViewReport, render_view
 from jacobinerf_ns.run.opened import Run, open_run
 from jacobinerf_ns.tasks import queries
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.parts.export import export_parts
 from jacobinerf_ns.tasks.settings import ExportSettings
+from jacobinerf_ns.tasks.transfer import transfer as transfers
 from jacobinerf_ns.tasks.transfer.side import Side
 from jacobinerf_ns.tasks.transfer.transfer import TransferSettings, transfer
 
@@ -42,9 +48,10 @@ WIDTH, HEIGHT = 24, 18
 CHUNK = 200
 CHUNKS = 3
 """Of one view."""
-READS_OF_A_CHUNK, READS_OF_A_VIEW = 5, 3
-"""A view's prototypes are told apart in each chunk; at the end come the labels' shares."""
-READS_OF_AN_EDITED_CHUNK = 40
+READS_OF_A_CHUNK, READS_OF_A_VIEW = 3, 3
+"""How many prototypes vote is found out in each chunk; at the end come the labels' shares."""
+READS_OF_A_LOOK = 2
+"""Of an edit, at each look behind what was removed."""
 LABELS = (Label(id=7, name="wall", colour=(255, 0, 0)), Label(id=9, name="chart", colour=(0, 255, 0)))
 SETTINGS = {
     "nearest": PropagationConfig(),
@@ -141,10 +148,24 @@ def test_views(run: Run, name: str):
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.kind)
 def test_edits(run: Run, edit: Edit):
     snapshot = run.pipeline.label_maker().snapshot_of(annotated(run, PropagationConfig(threshold=0.3), edit), Path())
+    rays = view(run)
     with HostReads() as reads:
-        shown = render_view(run.pipeline.model, view(run), snapshot)
+        shown = render_view(run.pipeline.model, rays, snapshot)
     assert not np.allclose(shown["edited"].cpu().numpy(), shown["rgb"].cpu().numpy())
-    assert len(reads.found) <= CHUNKS * READS_OF_AN_EDITED_CHUNK, reads.by_place()
+    most = CHUNKS * (READS_OF_A_CHUNK + (1 + edits.LAYERS) * READS_OF_A_LOOK) + READS_OF_A_VIEW
+    assert len(reads.found) <= most, reads.by_place()
+
+
+def test_a_chunk_is_as_large_as_the_memory_that_is_free(run: Run, monkeypatch: pytest.MonkeyPatch):
+    model = run.pipeline.model
+    snapshot = run.pipeline.label_maker().snapshot_of(annotated(run, PropagationConfig()), Path())
+    monkeypatch.setattr(model.config, "eval_num_rays_per_chunk", 1 << 15)
+    monkeypatch.setattr(model, "_chunk_size", ChunkSize())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * 300 * model.bytes_per_ray)
+    traced: list[int] = []
+    monkeypatch.setattr(model, "trace", lambda rays, trace=model.trace: (traced.append(len(rays)), trace(rays))[1])
+    render_view(model, view(run), snapshot)
+    assert traced == [256, WIDTH * HEIGHT - 256]
 
 
 def test_kept_views(run: Run):
@@ -175,8 +196,27 @@ def test_every_contender(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(aggregator, "train_aggregator", partial(aggregator.train_aggregator, steps=2))
     monkeypatch.setattr(semantic_head, "train_semantic_head", partial(semantic_head.train_semantic_head, steps=2))
     fields = TrainedFields(run.pipeline, run.pipeline)
-    report = evaluate(fields, Annotator("sparse"), tuple(registry.CONTENDERS), seeds=(0,), stride=4)
+    report = evaluate(fields, Annotator("sparse"), tuple(registry.CONTENDERS), seeds=(0,), stride=6)
     assert set(report.scores) == set(registry.CONTENDERS)
+
+
+def test_one_object(run: Run, tmp_path: Path):
+    data = run.pipeline.datamanager
+    for frame, truth in zip(data.frames("train"), read_truth(data.frames("train")), strict=True):
+        mask = (truth == truth[HEIGHT // 2, WIDTH // 2]).numpy()
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{frame.path.stem}.png")
+    fields = TrainedFields(run.pipeline, None)
+    report = evaluate_object(fields, ObjectTask(tmp_path, clicks=2), ("2d", "teacher"), seeds=(0,), stride=3)
+    assert 0.0 <= report.mean("2d", "iou") <= 1.0
+
+
+def test_scores_of_shaping_itself(run: Run):
+    assert evaluate_one_click(run.pipeline, (0,)).psnr > 0
+
+
+def test_scores_of_the_runs_own_labels(run: Run):
+    annotate(run, PropagationConfig())
+    assert "miou" in run.pipeline._label_scores()
 
 
 @pytest.fixture
@@ -196,6 +236,7 @@ def test_queries(run: Run, feature_field_of_run: FeatureField):
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_transfer(run: Run, feature_field_of_run: FeatureField, monkeypatch: pytest.MonkeyPatch, distilled: bool):
+    monkeypatch.setattr(transfers, "LOOKED_AT", 300)
     source, target = Side(run), Side(run)
     if distilled:
         monkeypatch.setattr(Side, "_feature_field", feature_field_of_run)
@@ -286,3 +327,43 @@ def test_a_training_step_without_any_values(config_path: Path, monkeypatch: pyte
             total.backward()
     assert total.device.type == "cuda"
     assert ("mig_loss" in losses) == shaped
+
+
+def test_what_poses_as_a_gpu_refuses_what_a_gpu_refuses():
+    own = torch.arange(6.0).view(2, 3)
+    with posing_gpu():
+        there = own.to(CUDA)
+        assert (there + 1).device == (there * own.sum()).device == torch.zeros(2, device=CUDA).device == CUDA
+        refused = (
+            lambda: there + own,
+            lambda: own.add_(there),
+            lambda: own.sum().add_(there.sum()),
+            lambda: own[there.argmax(0)],
+            lambda: there.index_put_((torch.tensor([0]),), own[:1]),
+            lambda: torch.rand(2, device=CUDA, generator=torch.Generator()),
+        )
+        for operation in refused:
+            with pytest.raises(MixedDevices):
+                operation()
+        with pytest.raises(TypeError, match="numpy"):
+            np.asarray(there)
+
+
+@pytest.mark.parametrize(
+    ("waits", "times"),
+    [
+        (lambda there: there.cpu(), 1),
+        (lambda there: there.tolist(), 1),
+        (lambda there: bool(there.any()), 1),
+        (lambda there: there.nonzero(), 1),
+        (lambda there: there.unique(), 1),
+        (lambda there: there[there > 1], 1),
+        (lambda there: there.masked_fill(there > 1, 0.0) + there.sum(), 0),
+        (lambda there: there[torch.tensor([1, 0])], 0),
+    ],
+)
+def test_what_the_host_waits_for_is_counted(gpu: str, waits: Callable[[Tensor], object], times: int):
+    there = torch.arange(6.0).view(2, 3).to(CUDA)
+    with HostReads() as reads:
+        waits(there)
+    assert len(reads.found) == times
