@@ -57,7 +57,7 @@ def linear_probe(
     mean = unit.mean(dim=0)
     spread = (unit - mean).square().mean().sqrt().clamp(min=NORM_EPS)
     inputs = _standardised(vectors.detach().float(), mean, spread)
-    present = labels.unique().to(inputs.device)
+    present = labels.unique()
     weight, bias = inputs.new_zeros(num_labels, inputs.shape[1]), inputs.new_full((num_labels,), -torch.inf)
     bias[present] = 0.0
     if len(present) > 1:
