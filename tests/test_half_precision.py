@@ -14,8 +14,8 @@ from jacobinerf_ns.field import ColourHead
 from jacobinerf_ns.model import JacobiNeRFModel
 
 HALVES = [torch.float16, torch.bfloat16]
-BRIGHT = 9.0
-"""A pre-sigmoid colour at which 1 − p is less than the smallest step of float16 below 1."""
+BRIGHT = 12.0
+"""A pre-sigmoid colour at which float16 and bfloat16 make 1 of p, and 0 of its slope."""
 LOSS_SCALE = 2.0**16
 """What the gradient scaler begins with."""
 
@@ -47,7 +47,7 @@ def test_slopes_are_right_up_to_a_logit_of_twelve(half: torch.dtype):
 
 
 def bright_model() -> JacobiNeRFModel:
-    """A fresh `jacobinerf-paper`, whose every sample is bright."""
+    """A fresh `jacobinerf-paper`, to which some rays are as bright as can be and others are not."""
     config = deepcopy(PAPER_MODEL)
     config.implementation, config.log2_hashmap_size = "torch", 10
     config.num_proposal_samples_per_ray, config.num_nerf_samples_per_ray = (16, 8), 8
@@ -55,8 +55,12 @@ def bright_model() -> JacobiNeRFModel:
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     model = config.setup(scene_box=box, num_train_data=4, metadata={}, device="cpu", grad_scaler=None)
     model.step, model.log_every = 0, 0
+    layer = model.field.mlp_head.rgb_layer
     with torch.no_grad():
-        model.field.mlp_head.rgb_layer.bias.fill_(BRIGHT)
+        shown = model.eval().trace(some_rays(64)).logits.amax(1)
+        scale = BRIGHT / (shown.amax(0) - shown.amin(0))
+        layer.weight.mul_(scale[:, None])
+        layer.bias.copy_(scale * (layer.bias - shown.amin(0)))
     return model.train()
 
 
