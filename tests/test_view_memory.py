@@ -1,7 +1,9 @@
-"""Memory of views: a chunk of rays, an edited mask and what a screen keeps are bounded by settings."""
+"""What views cost: a chunk of rays, an edited mask, kept views and moving previews are bounded by settings."""
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from jacobinerf_ns.labels.memory import FEWEST_RAYS, ChunkSize
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.model import JacobiNeRFModelConfig
+from jacobinerf_ns.panel.renderer import SteadyRenderer
 
 MIB = 1 << 20
 SOMEWHERE = torch.device("meta")
@@ -134,3 +137,13 @@ def test_views_are_kept_within_what_is_free_now(monkeypatch: pytest.MonkeyPatch)
     free[0] = 8 * size
     kept.keep(view, 1, piece)
     assert view.nbytes == 2 * size
+
+
+@pytest.mark.parametrize("aspect", [16 / 9, 1.0, 0.6])
+def test_a_slow_field_still_shows_where_a_camera_goes(aspect: float):
+    renderer: Any = object.__new__(SteadyRenderer)
+    renderer.state, renderer.target_fps, renderer._rate = "low_move", 24, 1.0
+    renderer.viewer = SimpleNamespace(control_panel=SimpleNamespace(max_res=512))
+    height, width = renderer._calculate_image_res(aspect)
+    assert 60 <= min(height, width) <= 62
+    assert width / height == pytest.approx(aspect, rel=0.02)

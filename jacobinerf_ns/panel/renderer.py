@@ -132,7 +132,8 @@ class SteadyRenderer(RenderStateMachine):
             return super()._calculate_image_res(aspect_ratio)
         largest = self.viewer.control_panel.max_res
         height = math.sqrt(self._rate / self.target_fps / aspect_ratio)
-        height = int(min(max(round(height, -1), SMALLEST), largest))
+        smallest = math.ceil(SMALLEST / min(1.0, aspect_ratio))
+        height = int(min(max(round(height, -1), smallest), largest))
         width = int(height * aspect_ratio)
         return (height, width) if width <= largest else (max(1, int(largest / aspect_ratio)), largest)
 
