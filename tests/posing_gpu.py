@@ -148,6 +148,11 @@ def _refuse_generators(func: Any, args: tuple, kwargs: dict, poses: bool) -> Non
         raise MixedDevices(f"{func}: a generator of the CPU for numbers on cuda:0")
 
 
+def uncompiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+    """Stand in for `torch.compile`, whose kernels only a real GPU runs."""
+    return function
+
+
 @contextmanager
 def posing_gpu() -> Iterator[None]:
     """Run the block on a machine that seems to have one GPU.
@@ -175,6 +180,7 @@ def posing_gpu() -> Iterator[None]:
         for name, stand_in in found.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
         stack.enter_context(mock.patch.object(grid, "readiness", return_value=grid.Readiness(None, None)))
+        stack.enter_context(mock.patch.object(torch, "compile", uncompiled))
         stack.enter_context(_new_parameters())
         stack.enter_context(_lists_by_way_of_the_cpu())
         stack.enter_context(_PosingGpu())

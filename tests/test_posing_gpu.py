@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from posing_gpu import CUDA, HostReads, MixedDevices, posing_gpu
+from posing_gpu import CUDA, HostReads, MixedDevices, posing_gpu, uncompiled
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -309,6 +309,7 @@ def test_a_training_step_without_any_values(config_path: Path, monkeypatch: pyte
     pipeline = open_run(config_path, load_photos=True).pipeline
     rays, batch = pipeline.datamanager.next_train(SHAPING_START)
     monkeypatch.setattr(grid, "readiness", lambda *_: grid.Readiness(None, None))
+    monkeypatch.setattr(torch, "compile", uncompiled)
     model = pipeline.train().model
     model.step, model.log_every = SHAPING_START if shaped else 0, 0
     model.config.shaping.pairs = "soft"
