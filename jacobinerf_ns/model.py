@@ -27,6 +27,7 @@ from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, 
 from jacobinerf_ns.hash_grid import encoding as encodings
 from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_implementation
 from jacobinerf_ns.labels.edits import edited_colour
+from jacobinerf_ns.labels.memory import ChunkSize
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
@@ -39,6 +40,12 @@ EMPTY_BATCHES = 8
 NOT_YET = -1
 CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 512, 1024
 """Anchors where `num_shaping_rays` is left to us, without a GPU and with one: pairs stay below a tenth of a step."""
+GRID_BYTES = 360
+"""Memory of looking up a sample in one level of a hash grid, in plain torch. A ray took, as resident memory on the CPU,
+410 to 461 KB in `jacobinerf` and `jacobinerf-paper`, 127 to 152 KB in `jacobinerf-lite`."""
+UNIT_COPIES, UNITS_BESIDE = 5, 400
+"""Numbers that a sample of the field takes: for each unit that the RGB layer reads, and besides."""
+FLOAT_BYTES = 4
 
 
 @dataclass
@@ -121,6 +128,7 @@ class JacobiNeRFModel(NerfactoModel):
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
         self.loads = 0
         self.log_every = 1
+        self._chunk_size = ChunkSize()
         self._empty_batches = 0
         self._origin: int | None = None
         self._steps_of_shaping = 0
@@ -186,7 +194,7 @@ class JacobiNeRFModel(NerfactoModel):
             weights = weights.detach()
         trace = traces[0]
         if self.config.detach_colours:
-            trace = replace(trace, colours=trace.colours.detach())
+            trace = replace(trace, logits=trace.logits.detach())
         outputs["anchors"] = anchors
         outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
         return outputs
@@ -202,8 +210,18 @@ class JacobiNeRFModel(NerfactoModel):
 
     @property
     def rays_at_once(self) -> int:
-        """Rays of one chunk (`Tracer`)."""
-        return self.config.eval_num_rays_per_chunk
+        """Rays of one chunk (`Tracer`): `eval_num_rays_per_chunk`, and on a GPU no more than its free memory takes."""
+        return self._chunk_size.rays(self.config.eval_num_rays_per_chunk, self.bytes_per_ray, self.device)
+
+    @property
+    def bytes_per_ray(self) -> int:
+        """Memory that a traced ray takes at its height, an upper bound: with hash grids in plain torch."""
+        config = self.config
+        proposals = zip(config.num_proposal_samples_per_ray, config.proposal_net_args_list, strict=False)
+        looked_up = [count * shape["num_levels"] for count, shape in proposals]
+        looked_up.append(config.num_nerf_samples_per_ray * config.num_levels)
+        units = UNITS_BESIDE + UNIT_COPIES * (config.hidden_dim_color + config.entity_units)
+        return GRID_BYTES * max(looked_up) + FLOAT_BYTES * units * config.num_nerf_samples_per_ray
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -252,15 +270,15 @@ class JacobiNeRFModel(NerfactoModel):
         """Jacobians of the chosen rays over the shaped layers, as vectors, in float32 whatever the rest runs in."""
         background = self._background()
         with torch.autocast(device_type=self.device.type, enabled=False):
-            w, p = weights[anchors, :, 0].float(), trace.colours[anchors].float()
+            w, z = weights[anchors, :, 0].float(), trace.logits[anchors].float()
             a = trace.activations[anchors].float()
-            parts = [jacobian.jacobian(w, p, a, background).flatten(1)]
+            parts = [jacobian.jacobian(w, z, a, background).flatten(1)]
             if self.config.shaped_layers == "rgb+trunk":
                 assert trace.inputs is not None
                 units = self.config.hidden_dim_color  # the entity branch has layers of its own
                 rgb_weight = self.field.mlp_head.rgb_layer.weight[:, :units].float()
                 inputs = trace.inputs[anchors].float()
-                parts.append(jacobian.trunk_jacobian(w, p, a[..., :units], inputs, rgb_weight, background).flatten(1))
+                parts.append(jacobian.trunk_jacobian(w, z, a[..., :units], inputs, rgb_weight, background).flatten(1))
             return torch.cat(parts, dim=-1)
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:

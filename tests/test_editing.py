@@ -37,7 +37,7 @@ def look(rays: RayBundle) -> Traced:
     colours = torch.sigmoid(logits)
     rgb = (jacobian.effective_weights(weights, "last_sample")[..., None] * colours).sum(-2)
     trace = FieldTrace(samples, density, colours, logits, activations, None)
-    jacobians = jacobian.jacobian(weights, colours, activations).flatten(1)
+    jacobians = jacobian.jacobian(weights, logits, activations).flatten(1)
     depth = torch.full_like(rgb[:, :1], NEAR)
     return Traced({"rgb": rgb, "depth": depth}, trace, weights, jacobians, logits, "last_sample")
 

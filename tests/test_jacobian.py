@@ -28,8 +28,11 @@ class Scene:
     def activations(self, V: Tensor | None = None) -> Tensor:
         return torch.relu(self.inputs @ (self.V if V is None else V).T + self.v)
 
+    def logits(self, W: Tensor | None = None, V: Tensor | None = None) -> Tensor:
+        return self.activations(V) @ (self.W if W is None else W).T + self.b
+
     def colours(self, W: Tensor | None = None, V: Tensor | None = None) -> Tensor:
-        return torch.sigmoid(self.activations(V) @ (self.W if W is None else W).T + self.b)
+        return torch.sigmoid(self.logits(W, V))
 
 
 def render(colours: Tensor, weights: Tensor, background: J.Background, training: bool) -> Tensor:
@@ -77,9 +80,9 @@ def test_jacobian_is_the_autograd_gradient_of_the_rendered_mean(
     V = scene.V.clone().requires_grad_(True)
     pixels = render(scene.colours(W, V), scene.weights, background, training).mean(-1)
     expected = [torch.autograd.grad(pixel, (W, V), retain_graph=True) for pixel in pixels]
-    found = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)
+    found = J.jacobian(scene.weights, scene.logits(), scene.activations(), background)
     assert relative_error(found, torch.stack([grads[0] for grads in expected])) <= TOLERANCE[dtype]
-    trunk = J.trunk_jacobian(scene.weights, scene.colours(), scene.activations(), scene.inputs, scene.W, background)
+    trunk = J.trunk_jacobian(scene.weights, scene.logits(), scene.activations(), scene.inputs, scene.W, background)
     assert relative_error(trunk, torch.stack([grads[1] for grads in expected])) <= TOLERANCE[dtype]
 
 
@@ -95,7 +98,7 @@ def test_gradient_of_a_loss_on_jacobians_equals_the_double_backward():
     slow = torch.stack([torch.autograd.grad(pixel, scene.W, create_graph=True)[0] for pixel in pixels])
     expected = torch.autograd.grad(loss_of(slow), leaves)
     found = torch.autograd.grad(
-        loss_of(J.jacobian(scene.weights, scene.colours(), scene.activations(), "last_sample")), leaves
+        loss_of(J.jacobian(scene.weights, scene.logits(), scene.activations(), "last_sample")), leaves
     )
     for one, other in zip(found, expected, strict=True):
         assert relative_error(one, other) <= 1e-10
@@ -106,14 +109,14 @@ def test_a_ray_that_hits_nothing_has_a_finite_jacobian_and_no_resonance():
     nothing = torch.zeros_like(scene.weights)
     found = J.jacobian(nothing, scene.colours(), scene.activations(), "black").flatten(1)
     assert torch.equal(found, torch.zeros_like(found))
-    directions = J.jacobian(scene.weights, scene.colours(), scene.activations(), "black").flatten(1)
+    directions = J.jacobian(scene.weights, scene.logits(), scene.activations(), "black").flatten(1)
     assert torch.equal(J.cosine_response(found, directions), torch.zeros(RAYS, RAYS))
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_perturbed_colour_is_what_changed_weights_render(background: J.Background):
     scene, step = Scene(torch.float64), 0.3
-    direction = J.jacobian(scene.weights, scene.colours(), scene.activations(), background)[2]
+    direction = J.jacobian(scene.weights, scene.logits(), scene.activations(), background)[2]
     logits = scene.activations() @ scene.W.T + scene.b
     found = perturbed_colour(scene.weights, logits, scene.activations(), direction, step, background)
     expected = render(scene.colours(scene.W + step * direction), scene.weights, background, training=False)
@@ -133,7 +136,7 @@ def test_units_of_a_branch_beside_the_trunk_have_the_same_closed_forms(backgroun
     whole = torch.cat([scene.W[:, :-units], own], dim=-1)
     pixels = render(scene.colours(whole), scene.weights, background, training=False).mean(-1)
     expected = torch.stack([torch.autograd.grad(pixel, own, retain_graph=True)[0] for pixel in pixels])
-    found = J.jacobian(scene.weights, scene.colours(), branch, background)
+    found = J.jacobian(scene.weights, scene.logits(), branch, background)
     assert relative_error(found, expected) <= TOLERANCE[dtype]
     moved = torch.cat([scene.W[:, :-units], scene.W[:, -units:] + step * found[2]], dim=-1)
     before, after = (render(scene.colours(W), scene.weights, background, training=False) for W in (scene.W, moved))
@@ -154,7 +157,7 @@ def test_an_override_of_the_background_colour_is_blended_in():
 
 def test_response_is_the_first_order_change_of_the_perturbed_colour():
     scene = Scene(torch.float64)
-    jacobians = J.jacobian(scene.weights, scene.colours(), scene.activations(), "white")
+    jacobians = J.jacobian(scene.weights, scene.logits(), scene.activations(), "white")
     logits = scene.activations() @ scene.W.T + scene.b
     direction = jacobians[1]
     errors = []
@@ -168,7 +171,7 @@ def test_response_is_the_first_order_change_of_the_perturbed_colour():
 
 def test_cosine_response_of_a_pixel_to_itself_is_one_and_to_scaled_directions_the_same():
     scene = Scene(torch.float32)
-    jacobians = J.jacobian(scene.weights, scene.colours(), scene.activations()).flatten(1)
+    jacobians = J.jacobian(scene.weights, scene.logits(), scene.activations()).flatten(1)
     found = J.cosine_response(jacobians, jacobians)
     assert torch.allclose(found.diagonal(), torch.ones(RAYS), atol=1e-6)
     assert torch.allclose(J.cosine_response(jacobians, 7.0 * jacobians), found, atol=1e-6)
@@ -176,13 +179,13 @@ def test_cosine_response_of_a_pixel_to_itself_is_one_and_to_scaled_directions_th
 
 def test_two_samples_by_hand():
     weights = torch.tensor([[0.5, 0.25]])
-    colours = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.5, 0.8]]])
+    logits = torch.tensor([[[0.5, 0.5, 0.5], [0.2, 0.5, 0.8]]]).logit()
     activations = torch.tensor([[[1.0, 0.0], [2.0, 4.0]]])
     # slopes/3 of sample 1: .5*.25; of sample 2 with the residual .25 added to its weight: .5*(.16,.25,.16)
     expected = torch.tensor([[0.125 + 0.16, 0.32], [0.125 + 0.25, 0.5], [0.125 + 0.16, 0.32]]) / 3
-    assert torch.allclose(J.jacobian(weights, colours, activations, "last_sample")[0], expected)
+    assert torch.allclose(J.jacobian(weights, logits, activations, "last_sample")[0], expected)
     expected = torch.tensor([[0.125 + 0.08, 0.16], [0.125 + 0.125, 0.25], [0.125 + 0.08, 0.16]]) / 3
-    assert torch.allclose(J.jacobian(weights, colours, activations, "black")[0], expected)
+    assert torch.allclose(J.jacobian(weights, logits, activations, "black")[0], expected)
 
 
 def random_samples(dtype: torch.dtype = torch.float64):
@@ -212,7 +215,7 @@ def test_exact_response_tends_to_the_first_order_one():
     """Where the direction moves all channels up, |mean| and mean of |.| agree, and t⟨J, G⟩ is the limit."""
     weights, activations, directions, layer = random_samples()
     logits, up = activations @ layer.T, directions.abs()
-    jacobians = J.jacobian(weights, torch.sigmoid(logits), activations).flatten(1)
+    jacobians = J.jacobian(weights, logits, activations).flatten(1)
     errors = []
     for step in (1e-1, 1e-2, 1e-3):
         exact = J.perturbed_response(weights, logits, activations, up, step)
@@ -222,21 +225,21 @@ def test_exact_response_tends_to_the_first_order_one():
 
 def test_sample_cosine_is_the_cosine_of_each_samples_own_jacobian():
     weights, activations, directions, layer = random_samples()
-    colours = torch.sigmoid(activations @ layer.T)
-    found = J.sample_cosine(colours, activations, directions)
+    logits = activations @ layer.T
+    found = J.sample_cosine(logits, activations, directions)
     for s in range(weights.shape[1]):
         alone = torch.ones(len(weights), 1, dtype=weights.dtype)
-        own = J.jacobian(alone, colours[:, s : s + 1], activations[:, s : s + 1], "black").flatten(1)
+        own = J.jacobian(alone, logits[:, s : s + 1], activations[:, s : s + 1], "black").flatten(1)
         assert torch.allclose(found[:, s], J.cosine_response(own, directions.flatten(1)), atol=1e-12)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_one_vector_per_ray_answers_every_direction_in_3d(background: J.Background):
     weights, activations, directions, layer = random_samples()
-    colours = torch.sigmoid(activations @ layer.T)
-    means = J.mean_direction(weights, colours, activations, background).flatten(1)
+    logits = activations @ layer.T
+    means = J.mean_direction(weights, logits, activations, background).flatten(1)
     unit = torch.nn.functional.normalize(directions.flatten(1), dim=-1)
-    expected = J.render(weights, J.sample_cosine(colours, activations, directions), background)
+    expected = J.render(weights, J.sample_cosine(logits, activations, directions), background)
     assert torch.allclose(means @ unit.T, expected, atol=1e-12)
 
 

@@ -10,6 +10,7 @@ Letters (those of `jacobian.py` apart):
 Everything here compares directions, so it serves Jacobians, teacher features and distilled features alike.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -224,6 +225,30 @@ def label_responses(
     return torch.where(found >= against, found, torch.zeros_like(found))
 
 
+def nearest_responses(
+    similarity: Callable[[slice], Float[Tensor, "pixels chosen"]],
+    prototypes: Prototypes,
+    num_labels: int,
+    block: int,
+) -> Float[Tensor, "pixels labels"]:
+    """`label_responses` where one prototype decides, from `block` prototypes at a time: bounds memory with many.
+
+    Args:
+        similarity: of all pixels to some of the prototypes.
+        prototypes: all of them.
+        num_labels: how many labels there are.
+        block: prototypes that `similarity` is asked for at a time.
+    """
+    best: list[Tensor] = []
+    signs = (True,) if bool(prototypes.positive.all()) else (True, False)
+    for start in range(0, max(1, len(prototypes.vectors)), block):
+        chosen = slice(start, start + block)
+        near, part = similarity(chosen), Prototypes(*(rows[chosen] for rows in prototypes))
+        here = [_best_per_label(near, part, num_labels, positive) for positive in signs]
+        best = [torch.maximum(*pair) for pair in zip(best, here, strict=True)] if best else here
+    return torch.where(best[0] >= best[-1], best[0], torch.zeros_like(best[0]))
+
+
 def centre_shares(
     similarity: Float[Tensor, "pixels prototypes"], centres: Prototypes, num_labels: int
 ) -> Float[Tensor, "pixels labels"]:
@@ -262,10 +287,10 @@ def _votes(
 def _best_per_label(
     similarity: Float[Tensor, "pixels prototypes"], prototypes: Prototypes, num_labels: int, positive: bool
 ) -> Float[Tensor, "pixels labels"]:
-    chosen = prototypes.positive == positive
-    index = prototypes.labels[chosen].expand(len(similarity), -1)
+    # Others count as 0, the least that a response is. Taken out, the host would wait to know how many are left.
+    counted = torch.where(prototypes.positive == positive, similarity, 0.0)
     best = similarity.new_zeros(len(similarity), num_labels)
-    return best.scatter_reduce(1, index, similarity[:, chosen], "amax").clamp(0.0, 1.0)
+    return best.scatter_reduce(1, prototypes.labels.expand(len(similarity), -1), counted, "amax").clamp(0.0, 1.0)
 
 
 def decide(responses: Float[Tensor, "pixels labels"], config: PropagationConfig) -> Decision:

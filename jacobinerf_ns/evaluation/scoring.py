@@ -95,7 +95,7 @@ def score_view(
     found: dict[Key, list[Tensor]] = {key: [] for key in fitted}
     colours: list[Tensor] = []
     unshaped: list[Tensor] = []
-    for part in pixels.split(fields.shaped.model.config.eval_num_rays_per_chunk):
+    for part in pixels.split(fields.shaped.model.rays_at_once):
         seen = fields.look(split, part)
         colours.append(seen.shaped.outputs["rgb"].cpu())
         if seen.unshaped is not None:

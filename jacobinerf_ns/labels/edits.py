@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Edit
 from jacobinerf_ns.core import jacobian
-from jacobinerf_ns.core.propagation import label_responses
+from jacobinerf_ns.core.propagation import nearest_responses
 from jacobinerf_ns.labels.responses import rgb_directions
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
@@ -31,6 +31,8 @@ SEE_THROUGH = 0.05
 HALF = 0.5
 """Share of a sample's density from which on it counts as removed."""
 WHITE = 1.0
+BLOCK_BYTES = 64 << 20
+"""Memory of all samples' responses to the prototypes that are taken at a time; thirteen times as much is at work."""
 
 
 class Edited(NamedTuple):
@@ -64,8 +66,9 @@ def edited_colour(
     extracts = any(edit.kind == "extract" for edit in snapshot.edits)
     layer, rays, current, indices = first, ray_bundle, traced, torch.arange(len(colour), device=colour.device)
     for _ in range(LAYERS):
-        again = _looks_behind(layer, left[indices])
-        if not bool(again.any()):
+        # Places and not a mask: a host would wait for the GPU at every tensor that a mask is laid on.
+        again = _looks_behind(layer, left[indices]).nonzero()[:, 0]
+        if not len(again):
             break
         indices, rays = indices[again], _rays_behind(rays[again], current, layer, again)
         current = trace(rays)
@@ -110,10 +113,14 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
 
 
 def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
-    prototypes = snapshot.prototypes
-    directions = rgb_directions(traced, prototypes.vectors)
-    cosines = jacobian.sample_cosine(traced.trace.colours.float(), traced.trace.activations.float(), directions)
-    found = label_responses(cosines.flatten(0, 1), prototypes, len(snapshot.labels))
+    directions = rgb_directions(traced, snapshot.prototypes.vectors)
+    activations = traced.trace.activations.float()
+
+    def cosines(chosen: slice) -> Float[Tensor, "pixels chosen"]:
+        return jacobian.sample_cosine(traced.logits, activations, directions[chosen]).flatten(0, 1)
+
+    block = max(1, BLOCK_BYTES // traced.weights.nbytes)
+    found = nearest_responses(cosines, snapshot.prototypes, len(snapshot.labels), block)
     return found.view(*traced.weights.shape, -1)
 
 
@@ -147,8 +154,15 @@ def _looks_behind(layer: Edited, left: Float[Tensor, "rays 1"]) -> Bool[Tensor, 
     return (left[:, 0] > SEE_THROUGH) & (layer.removed.amax(-1) > HALF)
 
 
-def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Bool[Tensor, "rays"]) -> RayBundle:
-    """Return the same rays, beginning behind the last sample that was removed and had light to give."""
+def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Int[Tensor, "rays"]) -> RayBundle:
+    """Return the same rays, beginning behind the last sample that was removed and had light to give.
+
+    Args:
+        rays: those that look behind.
+        traced: the query before, of more rays.
+        layer: its samples.
+        again: the places of `rays` in it.
+    """
     frustums = traced.trace.ray_samples.frustums
     gone = (layer.removed[again] > HALF) & (traced.weights[again] > SEE_THROUGH / traced.weights.shape[-1])
     ends = torch.where(gone, frustums.ends[again][..., 0], frustums.starts[again][..., :1, 0])

@@ -61,8 +61,8 @@ class Piece:
     def means(self) -> Float[Tensor, "rays dims"]:
         """Mean unit Jacobians of the samples over the RGB layer, from which resonance in 3D is taken."""
         traced = self._traced
-        colours, activations = traced.trace.colours.float(), traced.trace.activations.float()
-        return jacobian.mean_direction(traced.weights, colours, activations, traced.background).flatten(1)
+        activations = traced.trace.activations.float()
+        return jacobian.mean_direction(traced.weights, traced.logits, activations, traced.background).flatten(1)
 
     @cached_property
     def points(self) -> Float[Tensor, "rays 3"]:

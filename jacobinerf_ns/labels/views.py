@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jacobinerf_ns.core.propagation import decide_view
 from jacobinerf_ns.labels.edits import edited_colour
+from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import needs_samples, responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
@@ -76,9 +77,9 @@ class KeptView:
 class KeptViews:
     """The last views, within a budget of memory. A render that is interrupted leaves its pieces, and goes on there."""
 
-    def __init__(self, budget: int = KEPT_BYTES) -> None:
-        """`budget` in bytes."""
-        self._budget = budget
+    def __init__(self, budget: int = KEPT_BYTES, device: torch.device | None = None) -> None:
+        """Keep at most `budget` bytes, and of a `device` no more than a part of what is free there."""
+        self._budget, self._device = budget, device
         self._views: list[KeptView] = []
 
     def view(self, rays: RayBundle, setting: Hashable) -> KeptView:
@@ -99,10 +100,13 @@ class KeptViews:
                 return
 
     def _make_room(self, view: KeptView, size: int) -> bool:
-        while sum(kept.nbytes for kept in self._views) + size > self._budget:
+        held = sum(kept.nbytes for kept in self._views)
+        # Asked whenever something is kept: training may have begun since, and taken what was free.
+        allowed = self._budget if self._device is None else min(self._budget, kept_bytes(self._device, held))
+        while held + size > allowed:
             if self._views[-1] is view:
                 return False
-            self._views.pop()
+            held -= self._views.pop().nbytes
         return True
 
 
@@ -131,12 +135,15 @@ BETWEEN_CHUNKS: ContextVar[Callable[[], None]] = ContextVar("between_chunks", de
 """Called in this thread after each chunk of a view; raises where nobody waits for the view any more."""
 
 
-def kept_bytes(device: torch.device) -> int:
-    """Memory for kept views on a device, in bytes: never so much of a GPU that training would miss it."""
-    if device.type == "cpu":
-        return KEPT_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return min(KEPT_BYTES, free // DEVICE_SHARE)
+def kept_bytes(device: torch.device, held: int = 0) -> int:
+    """Memory for kept views on a device, in bytes: never so much of a GPU that training would miss it.
+
+    Args:
+        device: where they are.
+        held: bytes of those that are kept already, which are not free and could be.
+    """
+    free = free_bytes(device)
+    return KEPT_BYTES if free is None else min(KEPT_BYTES, (free + held) // DEVICE_SHARE)
 
 
 def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapshot) -> Mapping[int, float]:

@@ -15,7 +15,7 @@ from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
 from jacobinerf_ns.compat.render_threads import replace_render_threads, use_render_threads
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import LabelKeeper
-from jacobinerf_ns.labels.views import KeptViews, Screen, ViewReport, kept_bytes
+from jacobinerf_ns.labels.views import KeptViews, Screen, ViewReport
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.click_section import ClickSection
 from jacobinerf_ns.panel.desk import Desk
@@ -66,7 +66,7 @@ class Panel(ViewerControl):
         run = Path(viewer.log_filename).absolute().parent
         self._store = self._own_store(run)
         self._report, self._revision = ViewReport(None, {}, 0), -1
-        self.screen = Screen(KeptViews(kept_bytes(self._host.device)), self._is_shown, self._seen)
+        self.screen = Screen(KeptViews(device=self._host.device), self._is_shown, self._seen)
         self._worker = Worker(self._failed, self._idle)
         self._build(run)
         self._marks = Marks(self.viser_server)

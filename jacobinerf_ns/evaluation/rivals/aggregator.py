@@ -65,7 +65,7 @@ def train_aggregator(
     Half of them give the prototypes and the other half are learnt from: a pixel's response to itself is 1 and would
     teach nothing. `per_label` random prototypes stand for each label (paper: 20). Deterministic under `seed`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, labels = torch.Generator().manual_seed(seed), labels.to(vectors.device)
     order = torch.randperm(len(vectors), generator=generator).to(labels.device)
     half = max(1, len(order) // 2)
     first, second = order[:half], order[half:] if len(order) > half else order

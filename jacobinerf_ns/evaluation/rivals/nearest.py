@@ -24,7 +24,8 @@ def fit_nearest(
         look: vectors of any other pixels.
     """
     known = torch.ones_like(exercise.positions, dtype=torch.bool) if exercise.positive is None else exercise.positive
-    prototypes = Prototypes(vectors, exercise.positions, known, torch.ones_like(vectors[:, 0]))
+    where = vectors.device
+    prototypes = Prototypes(vectors, exercise.positions.to(where), known.to(where), torch.ones_like(vectors[:, 0]))
 
     def scores(seen: ViewPixels) -> LabelScores:
         similarity = cosine_response(look(seen), prototypes.vectors)

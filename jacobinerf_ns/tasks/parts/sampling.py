@@ -116,9 +116,8 @@ def sample_points(
         while count < num_points and left > 0:
             rays, cells = _draw_rays(cameras, sightings, min(chunk, left), generator)
             seen = _query(model, rays, snapshot)
-            labels = (
-                sightings.labels[cells] if snapshot.config.decision == "paper" else _members(seen, snapshot, chosen)
-            )
+            by_cell = snapshot.config.decision == "paper"
+            labels = sightings.labels[cells].to(seen.solid.device) if by_cell else _members(seen, snapshot, chosen)
             keep = (labels != NOBODY) & seen.solid
             directions = rays.directions.to(seen.points)
             parts.append(Points(*(part[keep].cpu() for part in (seen.points, seen.colours, directions, labels))))
