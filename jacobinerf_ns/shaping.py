@@ -172,22 +172,30 @@ def threshold_pairs(
 ) -> tuple[Pairs, Float[Tensor, ""]]:
     """Return the release's rule: positives above one adaptive threshold, self included, everything else negative.
 
-    The threshold moves after every anchor, before the next one is looked at, so anchors are taken in order (on the CPU:
-    the loop branches on each count). Returns the pairs and the moved threshold.
+    The threshold moves after every anchor, before the next one is looked at, so anchors are taken in order; what is
+    decided stays on the device, and the host waits for nothing.
+
+    Returns:
+        The pairs, and the moved threshold.
     """
-    similarity = teacher_cosine.detach().cpu()
-    value, rows, count = float(threshold), [], similarity.shape[0]
+    similarity, count = teacher_cosine.detach(), len(teacher_cosine)
+    low, high = THRESHOLD_RANGE
+    value, rows = threshold.to(similarity.device, _steps_in(similarity.device)), []
     for row in similarity:
         positive = row > value
         rows.append(positive)
-        share = float(positive.sum()) / count
-        if share < POSITIVE_SHARE[0] and value > THRESHOLD_RANGE[0]:
-            value -= THRESHOLD_STEP
-        elif share > POSITIVE_SHARE[1] and value < THRESHOLD_RANGE[1]:
-            value += THRESHOLD_STEP
-    positive = torch.stack(rows).to(teacher_cosine.device)
+        share = positive.sum().to(value.dtype) / count
+        down = (share < POSITIVE_SHARE[0]) & (value > low)
+        up = (share > POSITIVE_SHARE[1]) & (value < high)
+        value = value + THRESHOLD_STEP * (up.to(value.dtype) - down.to(value.dtype))
+    positive = torch.stack(rows)
     positive.fill_diagonal_(True)
-    return Pairs(positive, ~positive), torch.full_like(threshold, value)
+    return Pairs(positive, ~positive), value.to(threshold)
+
+
+def _steps_in(device: torch.device) -> torch.dtype:
+    """Return the numbers that the threshold's steps are added in: double, where the device has them."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def soft_pairs(

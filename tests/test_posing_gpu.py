@@ -36,6 +36,7 @@ from jacobinerf_ns.labels.memory import ChunkSize
 from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.labels.views import SCREEN, KeptViews, Screen, ViewReport, render_view
 from jacobinerf_ns.run.opened import Run, open_run
+from jacobinerf_ns.shaping import PairRule
 from jacobinerf_ns.tasks import queries
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.parts.export import export_parts
@@ -256,14 +257,14 @@ class Step(NamedTuple):
     reads: HostReads
 
 
-def step(run: Run, shaped: bool, logged: bool = False) -> Step:
+def step(run: Run, shaped: bool, pairs: PairRule = "soft") -> Step:
     """The model's part of a training step, on a batch that is there."""
     pipeline, model = run.pipeline, run.pipeline.model
     rays, batch = pipeline.datamanager.next_train(SHAPING_START)
     rays, batch["image"] = rays.to(model.device), batch["image"].to(model.device)
     batch["features"] = torch.rand(64, 5).to(model.device)
-    model.step, model.log_every = SHAPING_START if shaped else 0, 1 if logged else 0
-    model.config.shaping.pairs = "soft"
+    model.step, model.log_every = SHAPING_START if shaped else 0, 0
+    model.config.shaping.pairs = pairs
     pipeline.train()
     with HostReads() as reads:
         outputs = model(rays)
@@ -274,9 +275,10 @@ def step(run: Run, shaped: bool, logged: bool = False) -> Step:
     return Step(losses, reads)
 
 
-def test_a_shaped_step_waits_for_nothing_that_a_plain_one_does_not_wait_for(run: Run):
+@pytest.mark.parametrize("pairs", ["soft", "threshold"])
+def test_a_shaped_step_waits_for_nothing_that_a_plain_one_does_not_wait_for(run: Run, pairs: PairRule):
     step(run, shaped=True)  # what is asked once per training
-    plain, shaped = step(run, shaped=False), step(run, shaped=True)
+    plain, shaped = step(run, shaped=False), step(run, shaped=True, pairs=pairs)
     assert shaped.losses.keys() - plain.losses.keys() == {"mig_loss", "norm_loss"}
     assert shaped.reads.by_place() == plain.reads.by_place()
 
@@ -303,8 +305,10 @@ def backward_of(function: type) -> Callable[..., Any]:
     return vars(function)["backward"].__func__.__wrapped__
 
 
-@pytest.mark.parametrize("shaped", [False, True])
-def test_a_training_step_without_any_values(config_path: Path, monkeypatch: pytest.MonkeyPatch, shaped: bool):
+@pytest.mark.parametrize(("shaped", "pairs"), [(False, "soft"), (True, "soft"), (True, "threshold")])
+def test_a_training_step_without_any_values(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, shaped: bool, pairs: PairRule
+):
     """Fake tensors of a GPU have shapes and devices alone: whatever the host would read of them raises."""
     pipeline = open_run(config_path, load_photos=True).pipeline
     rays, batch = pipeline.datamanager.next_train(SHAPING_START)
@@ -312,7 +316,7 @@ def test_a_training_step_without_any_values(config_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torch, "compile", uncompiled)
     model = pipeline.train().model
     model.step, model.log_every = SHAPING_START if shaped else 0, 0
-    model.config.shaping.pairs = "soft"
+    model.config.shaping.pairs = pairs
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for module in model.modules():
             for name, own in module.named_parameters(recurse=False):

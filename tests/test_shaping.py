@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jacobinerf_ns import shaping as S
@@ -82,6 +83,31 @@ def test_threshold_rule_moves_per_anchor_like_the_release():
     counts = pairs.positive.sum(-1)
     assert counts[0] == 1
     assert counts.max() == 40
+
+
+def slow_threshold_pairs(cosines: torch.Tensor, threshold: float) -> tuple[torch.Tensor, float]:
+    """The release's rule as a loop that looks at every count."""
+    rows = []
+    for row in cosines:
+        rows.append(row > threshold)
+        share = int(rows[-1].sum()) / len(cosines)
+        if share < 0.05 and threshold > 0.5:
+            threshold -= 0.001
+        elif share > 0.15 and threshold < 0.9:
+            threshold += 0.001
+    return torch.stack(rows).fill_diagonal_(True), threshold
+
+
+def test_threshold_rule_without_the_host_is_the_loop_that_counts():
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = F.normalize(torch.randn(2 + seed % 70, 2 + seed % 9, generator=generator), dim=-1)
+        start = torch.tensor(0.45 + 0.005 * seed)
+        pairs, moved = S.threshold_pairs(vectors @ vectors.T, start)
+        positive, expected = slow_threshold_pairs(vectors @ vectors.T, float(start))
+        assert torch.equal(pairs.positive, positive)
+        assert torch.equal(pairs.negative, ~positive)
+        assert torch.equal(moved, torch.tensor(expected))
 
 
 def test_threshold_stays_in_its_range():
