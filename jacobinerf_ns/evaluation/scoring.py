@@ -4,6 +4,7 @@ Each view is rendered once, whoever competes. A method is scored once per seed o
 """
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ class ShownView(NamedTuple):
 
 
 @dataclass
-class MethodScores(Generic[S]):
+class MethodScores(ABC, Generic[S]):
     """Scores of an evaluation."""
 
     MEASURES: ClassVar[dict[str, str]]
@@ -48,9 +49,9 @@ class MethodScores(Generic[S]):
         """Return a measure's mean over seeds."""
         return statistics.mean(self.values(method, measure))
 
+    @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """Return everything for JSON; what cannot be scored is null."""
-        raise NotImplementedError
 
     def method_dict(self, method: Method) -> dict[str, Any]:
         """Return all measures of a method, and their means, for JSON."""

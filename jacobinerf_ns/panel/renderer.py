@@ -41,6 +41,12 @@ class SteadyRenderer(RenderStateMachine):
 
     screen: Screen
     failed: Callable[[Exception], None]
+    check_interrupt = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    """No tracer: frames are stopped between chunks, and no call of Python is slowed down by being watched.
+
+    Nerfstudio's raises at whatever line comes next. When that lies within the release of a lock, the lock is never
+    released: training and all tabs then wait for it for ever.
+    """
 
     def __init__(self, *arguments: Any, screen: Screen, failed: Callable[[Exception], None]) -> None:
         """`screen` is shared by all tabs; `failed` is told of errors in rendering."""
@@ -54,13 +60,6 @@ class SteadyRenderer(RenderStateMachine):
         SCREEN.set(self.screen)
         BETWEEN_CHUNKS.set(self._stop_if_stale)
         super().run()
-
-    def check_interrupt(self, frame: Any, event: str, arg: Any) -> None:
-        """Watch no line of what is rendered; frames are stopped between chunks instead.
-
-        Nerfstudio raises at whatever line of Python comes next. When that lies within the release of a lock, the lock
-        is never released: training and all tabs then wait for it for ever.
-        """
 
     def _stop_if_stale(self) -> None:
         """Raise in the middle of a large frame when the camera has moved on."""
