@@ -73,6 +73,32 @@ def test_a_frame_is_not_stopped_while_a_lock_is_let_go():
     renderer._stop_if_stale()  # asked once, stopped once
 
 
+def test_a_frame_that_was_asked_for_is_not_forgotten_when_the_thread_idles(
+    viewer: Viewer, panel: Panel, monkeypatch: pytest.MonkeyPatch
+):
+    """Nerfstudio's thread, about to idle, puts its own `static` in the place of what was asked for just before."""
+    state = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)
+    client: Any = None
+    renderer = SteadyRenderer(viewer, 10.0, client, screen=panel.screen, failed=lambda error: None)
+    monkeypatch.setattr(viewer, "get_camera_state", lambda _: state)
+    monkeypatch.setattr(renderer, "_calculate_image_res", lambda _: (4, 4))
+
+    def idles() -> str | None:
+        """What the thread does next after it waited in vain: nothing for `static`, as the view is finished."""
+        renderer.action(RenderAction("static", state))
+        action, renderer.next_action = renderer.next_action, None
+        return None if action is None else action.action
+
+    renderer.state = "high"
+    renderer._render_img(state)
+    assert idles() == "static"
+    renderer.refresh()
+    assert idles() == "step"
+    assert idles() == "step", "it was taken, but nothing was rendered"
+    renderer._render_img(state)
+    assert idles() == "static"
+
+
 def test_a_tab_that_has_no_thread_yet_is_no_error(viewer: Viewer):
     """Nerfstudio asks all tabs that are connected for a frame, in the middle of training too."""
     state = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)

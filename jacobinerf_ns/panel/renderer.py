@@ -54,6 +54,7 @@ class SteadyRenderer(RenderStateMachine):
         self.screen, self.failed = screen, failed
         self._rate = FIRST_RATE
         self._shown: _Shown | None = None
+        self._asked = self._answered = object()
 
     def run(self) -> None:
         """Run the thread: all that it renders is for the screen."""
@@ -72,14 +73,16 @@ class SteadyRenderer(RenderStateMachine):
 
         Nerfstudio would show a small frame first, and the large one half a second later.
         """
+        if action.action in ("move", "rerender"):
+            self._asked = object()
         if self.state == "high" and self._shown is not None:
             now = self._key(action.camera_state)
             same = now.same_view(self._shown)
             if action.action in ("move", "rerender") and same and now.version == self._shown.version:
                 action = RenderAction("step", action.camera_state)
-            elif action.action == "static" and not same:
-                # The thread can miss a movement that comes while it takes the one before.
-                action = RenderAction("move", action.camera_state)
+            elif action.action == "static" and not (same and self._asked is self._answered):
+                # Nerfstudio's thread loses what comes while it takes another action, or replaces it by its own idling.
+                action = RenderAction("step" if same else "move", action.camera_state)
         super().action(action)
 
     def refresh(self) -> None:
@@ -94,7 +97,7 @@ class SteadyRenderer(RenderStateMachine):
         if self.state != "high":
             # It is set when a large frame is asked to stop, also when none was being rendered; then it is left over.
             self.interrupt_render_flag = False
-        begun, large = self._key(camera_state), self.state == "high"
+        begun, asked, large = self._key(camera_state), self._asked, self.state == "high"
         start, before = time.monotonic(), self.screen.queried
         try:
             outputs = super()._render_img(camera_state)
@@ -103,13 +106,13 @@ class SteadyRenderer(RenderStateMachine):
         except Exception as error:
             self.failed(error)
             if large:
-                self._shown = begun._replace(version=None)
+                self._shown, self._answered = begun._replace(version=None), asked
             raise IOChangeException from error
         queried, seconds = self.screen.queried - before, time.monotonic() - start
         if queried >= outputs["rgb"][..., 0].numel():
             self._rate = queried / max(seconds, 1e-6)
         if large:
-            self._shown = begun
+            self._shown, self._answered = begun, asked
         return outputs
 
     def _send_output_to_viewer(self, outputs: dict[str, Any], static_render: bool = True) -> None:
