@@ -20,6 +20,8 @@ from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 FULL_MODEL = JacobiNeRFModelConfig(
     eval_num_rays_per_chunk=1 << 15,
     average_init_density=0.01,
+    # With `last_sample` a plain wall may be thin: what is left of the light has its colour anyway.
+    background_color="random",
     camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
     entity_units=64,
     entity_max_res=128,
@@ -43,6 +45,7 @@ LITE_MODEL = replace(
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
+    background_color="last_sample",
     entity_units=0,
     shaped_layers="rgb",
     shaping_start_step=30000,
