@@ -19,7 +19,7 @@ from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
@@ -86,7 +86,7 @@ class Side:
         return load_feature_field(self.run) if self._field_allowed else None
 
     @cached_property
-    def _store(self) -> FeatureStore:
+    def _store(self) -> PixelFeatures:
         return self.run.pipeline.datamanager.teacher_store("train")
 
     @property
