@@ -14,7 +14,7 @@ from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
-from jacobinerf_ns.features.surfaces import SurfacesConfig, feature_table
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
@@ -104,11 +104,11 @@ def test_a_rugs_stripes_have_one_look_and_their_colours_are_different():
 def test_views_that_err_to_either_side_agree_on_the_middle():
     exact, _ = scene()
     wrong = [view._replace(distances=view.distances * (1 + 0.03 * (-1) ** k)) for k, view in enumerate(exact[:8])]
-    middle = [slice(8, 40)] * 2
+    middle = (slice(8, 40), slice(8, 40))
     for view, (distances, voices) in zip(exact, agreed(wrong, wrong), strict=False):
-        before = 0.03 * view.distances[*middle]
-        assert np.median(np.abs(distances - view.distances)[*middle] / before) < 0.4
-        assert np.median(voices[*middle]) >= 4
+        before = 0.03 * view.distances[middle]
+        assert np.median(np.abs(distances - view.distances)[middle] / before) < 0.4
+        assert np.median(voices[middle]) >= 4
 
 
 def test_what_one_view_alone_believes_is_not_agreed_on():
@@ -141,7 +141,7 @@ def test_small_segments_and_the_order_of_merges():
 
 
 def test_held_out_views_get_the_same_leaves():
-    views, truth = scene()
+    views, _ = scene()
     found, grids = partition(views, PartitionConfig())
     assert (leaves_of(views[3], found) == grids[3]).mean() > 0.95
     nothing = views[3]._replace(known=np.zeros_like(views[3].known))
@@ -196,3 +196,68 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, monkeypatch):
     assert any(name.startswith("surfaces.") for name in found)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+
+
+def found_in_the_boxes() -> Surfaces:
+    """What a teacher would keep of the boxes."""
+    views, _ = scene()
+    found, grids = partition(views, PartitionConfig(levels=(0.05, 0.15, 0.3)))
+    numbers = [torch.from_numpy(grid) for grid in grids]
+    return Surfaces(
+        torch.from_numpy(found.points),
+        torch.from_numpy(found.leaves).int(),
+        torch.from_numpy(found.levels).int(),
+        torch.tensor(found.cell),
+        torch.eye(found.levels.shape[1], 5),
+        torch.tensor([grid.shape for grid in grids]),
+        torch.cat([grid.flatten() for grid in numbers]).int(),
+    )
+
+
+def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():
+    found = found_in_the_boxes()
+    table = feature_table(found, SurfacesConfig(dimensions=4096, look_share=0.0))
+    together = (found.levels[:, :, None] == found.levels[:, None, :]).float().mean(0)
+    assert torch.allclose(table @ table.T, together, atol=0.06)
+    assert torch.allclose(feature_table(found, SurfacesConfig()).norm(dim=-1), torch.ones(len(table)))
+    assert torch.equal(feature_table(found, SurfacesConfig()), feature_table(found, SurfacesConfig()))
+
+
+def test_what_was_found_is_read_back_and_what_is_damaged_is_not(tmp_path: Path):
+    found, path = found_in_the_boxes(), tmp_path / "found.safetensors"
+    assert read_surfaces(path) is None
+    write_surfaces(path, found)
+    back = read_surfaces(path)
+    assert back is not None
+    assert all(torch.equal(*pair) for pair in zip(back, found, strict=True))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_surfaces(path) is None
+    state = {f"surfaces.{name}": tensor for name, tensor in found._asdict().items()}
+    assert surfaces_in({"_model.x": torch.zeros(1)}) is None
+    assert surfaces_in(state) is not None
+    del state["surfaces.cell"]
+    with pytest.raises(UserError, match="use an earlier checkpoint"):
+        surfaces_in(state)
+
+
+def test_a_teachers_noise_is_averaged_over_segments():
+    found = found_in_the_boxes()
+    clean = torch.nn.functional.one_hot(found.levels[1].long()).float()
+    noise = torch.Generator().manual_seed(0)
+
+    class Noisy(PaletteStore):
+        def sample(self, indices):
+            right = super().sample(indices)
+            return right + torch.randn(right.shape, generator=noise)
+
+    noisy = Noisy(found.grids, clean, [(48, 48)] * len(found.grids))
+    many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
+    assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
+
+
+@pytest.mark.parametrize("wrong", [{"levels": (0.3, 0.2)}, {"levels": ()}, {"look_share": 2.0}, {"side": 1}])
+def test_bad_settings_are_refused_before_training(wrong):
+    with pytest.raises(UserError, match="surfaces:"):
+        SurfacesConfig(**wrong).check()
+    with pytest.raises(UserError, match="--load-config"):
+        SurfacesConfig().setup()
