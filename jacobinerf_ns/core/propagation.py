@@ -24,6 +24,8 @@ from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
 VOID = 0
 """Decided label of a pixel that gets none."""
 KMEANS_ROUNDS = 20
+COMMON_THRESHOLD = 0.7
+"""Threshold of labels of which nothing is known: the middle of a poor lot (the best was 0.02 to 0.84, by object)."""
 PAPER_CLIP = 0.8
 PAPER_ABSENT_STD, PAPER_ABSENT_MEAN = 0.05, 0.01
 """The released code's response ceiling, and below which spread and mean a label is taken to be absent from a view."""
@@ -59,8 +61,11 @@ class PropagationConfig:
     smooth: float = 0.0
     """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, each weighing
     by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
-    threshold: float = 0.7
-    """Response (0..1) from which on a pixel belongs to a label's selection."""
+    threshold: float | Literal["own"] = "own"
+    """Response (0..1) from which on a pixel belongs to a label's selection; `own`: each label's natural one, found in
+    the scene (`plateaus.py`)."""
+    strictness: float = 0.0
+    """Moves labels' thresholds, -1..1: 0 is where they are, at -1 all is selected, at 1 only what responds fully."""
     temperature: float = 0.05
     """Of the softmax that gives confidence, in units of response."""
     void_below: float = 0.0

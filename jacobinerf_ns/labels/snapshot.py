@@ -9,7 +9,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Edit, Label, Seed
-from jacobinerf_ns.core.propagation import Decision, PropagationConfig, Prototypes
+from jacobinerf_ns.core.plateaus import Plateaus, moved
+from jacobinerf_ns.core.propagation import COMMON_THRESHOLD, Decision, PropagationConfig, Prototypes
 
 
 class Mark(NamedTuple):
@@ -49,6 +50,23 @@ class LabelSnapshot:
     opacity: float = 0.6
     edits: tuple[Edit, ...] = ()
     marks: tuple[Mark, ...] = ()
+    plateaus: tuple[Plateaus, ...] = ()
+    """Of each label, the levels at which it can be selected; none where nothing is known of the scene."""
+
+    def levels(self, position: int) -> Plateaus:
+        """Return the levels that a label can be selected at, one at least."""
+        if self.plateaus:
+            return self.plateaus[position]
+        common = self.config.threshold
+        return Plateaus((COMMON_THRESHOLD if common == "own" else common,), 0)
+
+    def thresholds(self) -> list[float]:
+        """Return each label's threshold: that of the level in use, moved by `strictness`."""
+        found = []
+        for position, label in enumerate(self.labels):
+            plateaus = self.levels(position)
+            found.append(moved(plateaus.levels[plateaus.used(label.grow)], self.config.strictness))
+        return found
 
     def mask_names(self) -> list[str]:
         """Output name of each label's mask: `mask_` and the name in letters that any file system takes.
