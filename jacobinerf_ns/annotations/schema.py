@@ -84,7 +84,7 @@ class Label(Part):
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
     colour: Colour
     grow: Annotated[int, Field(ge=-MAX_GROW, le=MAX_GROW)] = 0
-    """Levels of size from its natural one that its selection is: 1 is the next larger thing, -1 the next smaller. Beyond
+    """How many levels its selection is from its natural size: 1 is the next larger thing, -1 the next smaller; beyond
     the last level it is the last."""
 
 
@@ -287,8 +287,8 @@ def _version_2(content: dict[str, Any]) -> dict[str, Any]:
     view = content.get("view")
     propagation = view.get("propagation") if isinstance(view, dict) else None
     if isinstance(view, dict) and isinstance(propagation, dict):
-        kept = {name: value for name, value in propagation.items() if (name, value) != ("threshold", _UNCHOSEN_THRESHOLD)}
-        changed["view"] = {**view, "propagation": kept}
+        unchosen = ("threshold", _UNCHOSEN_THRESHOLD)
+        changed["view"] = {**view, "propagation": {k: v for k, v in propagation.items() if (k, v) != unchosen}}
     return changed
 
 

@@ -7,6 +7,17 @@ Letters (those of `propagation.py` apart):
 
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
+
+REACH = 0.12
+"""Half of the width of response over which a level has to be stable."""
+GRID = np.linspace(0.05, 0.95, 91)
+"""Thresholds that are tried."""
+
 
 class Plateaus(NamedTuple):
     """The levels that a label can be selected at."""
@@ -20,6 +31,11 @@ class Plateaus(NamedTuple):
         """Return the position of the level so many steps larger than the natural one, or the last there is."""
         return min(max(self.natural + grow, 0), len(self.levels) - 1)
 
+    def around(self, threshold: float) -> "Plateaus":
+        """Return the same with a threshold that somebody chose as the natural level."""
+        levels = sorted({*self.levels, threshold}, reverse=True)
+        return Plateaus(tuple(levels), levels.index(threshold))
+
     def grown(self, grow: int, steps: int) -> int | None:
         """Return the `grow` of the level so many steps from that of `grow`; None where there is no such level."""
         position = self.used(grow) + steps
@@ -29,3 +45,17 @@ class Plateaus(NamedTuple):
 def moved(threshold: float, strictness: float) -> float:
     """Move a threshold by a share (−1..1) of its way: to 0, where all is selected, or to 1."""
     return threshold + strictness * (threshold if strictness < 0 else 1.0 - threshold)
+
+
+def find_plateaus(responses: Float[Tensor, "pixels"]) -> Plateaus:
+    """Return the levels of one label from its responses at random pixels of the scene."""
+    found = np.sort(responses.double().numpy())
+
+    def odds(threshold: np.ndarray) -> np.ndarray:
+        inside = len(found) - np.searchsorted(found, threshold, "left")
+        return np.log((inside + 1.0) / (len(found) - inside + 1.0))
+
+    slope = odds(np.maximum(GRID - REACH, 0.0)) - odds(np.minimum(GRID + REACH, 1.0))
+    if not len(found) or not slope.any():
+        return Plateaus((COMMON_THRESHOLD,), 0)
+    return Plateaus((float(GRID[slope.argmin()]),), 0)

@@ -10,7 +10,7 @@ Letters (those of `jacobian.py` apart):
 Everything here compares directions, so it serves Jacobians, teacher features and distilled features alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -298,19 +298,40 @@ def _best_per_label(
     return best.scatter_reduce(1, prototypes.labels.expand(len(similarity), -1), counted, "amax").clamp(0.0, 1.0)
 
 
-def decide(responses: Float[Tensor, "pixels labels"], config: PropagationConfig) -> Decision:
+def common_threshold(config: PropagationConfig) -> float:
+    """Return the threshold of labels of which nothing is known."""
+    return COMMON_THRESHOLD if config.threshold == "own" else config.threshold
+
+
+def decide(
+    responses: Float[Tensor, "pixels labels"],
+    config: PropagationConfig,
+    thresholds: Sequence[float] | None = None,
+    alone: bool = False,
+) -> Decision:
     """Return the label with the largest response, and its confidence; void where that is below `config.void_below`.
 
-    Confidence is a softmax over the labels' responses and one more of `config.threshold`, which stands for "none of
-    them": with a single label it is a sigmoid around the selection's threshold, not always 1.
+    Confidence is a softmax over the labels' responses and one more, the threshold of the largest, which stands for
+    "none of them": with a single label it is a sigmoid around the selection's threshold, not always 1.
+
+    Args:
+        responses: of pixels to labels.
+        config: how labels are decided.
+        thresholds: of each label's selection; none: what `config` says of all.
+        alone: only one label has seeds, and nobody competes with it: pixels below its threshold are void too.
     """
     if responses.shape[-1] == 0:
         nothing = responses.new_zeros(len(responses))
         return Decision(nothing.long(), nothing)
-    none = torch.full_like(responses[:, :1], config.threshold)
-    shares = (torch.cat([responses, none], dim=-1) / config.temperature).softmax(-1)[:, :-1]
+    best, winner = responses.max(-1)
+    if thresholds is None:
+        thresholds = [common_threshold(config)] * responses.shape[-1]
+    none = responses.new_tensor(thresholds)[winner]
+    shares = (torch.cat([responses, none[:, None]], dim=-1) / config.temperature).softmax(-1)[:, :-1]
     confidence, labels = shares.max(-1)
-    known = (confidence >= config.void_below) & (responses.amax(-1) > 0)
+    known = (confidence >= config.void_below) & (best > 0)
+    if alone:
+        known &= best >= none
     return Decision(torch.where(known, labels + 1, VOID), confidence)
 
 
@@ -331,9 +352,14 @@ def decide_paper(responses: Float[Tensor, "height width labels"]) -> Decision:
     return Decision(labels + 1, confidence)
 
 
-def decide_view(responses: Float[Tensor, "height width labels"], config: PropagationConfig) -> Decision:
-    """Labels of a whole view, by whichever rule `config.decision` names."""
+def decide_view(
+    responses: Float[Tensor, "height width labels"],
+    config: PropagationConfig,
+    thresholds: Sequence[float] | None = None,
+    alone: bool = False,
+) -> Decision:
+    """Labels of a whole view, by whichever rule `config.decision` names; the rest as for `decide`."""
     if config.decision == "paper":
         return decide_paper(responses)
-    flat = decide(responses.flatten(0, 1), config)
+    flat = decide(responses.flatten(0, 1), config, thresholds, alone)
     return Decision(*(part.view(responses.shape[:2]) for part in flat))
