@@ -11,7 +11,7 @@ from browser import Browser
 from panel_user import User, shared_room, user_of
 from viewer_process import ViewerProcess
 
-from jacobinerf_ns.demo.contact_sheet import centre_pixel
+from jacobinerf_ns.evaluation.one_click import centre_pixel
 
 FOLDER = os.environ.get("JACOBINERF_SCREENSHOTS")
 pytestmark = [
