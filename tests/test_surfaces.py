@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 
+from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.core import surfaces
 from jacobinerf_ns.core.agreement import SeenView, agreed
 from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
@@ -196,6 +197,31 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, monkeypatch):
     assert any(name.startswith("surfaces.") for name in found)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+    store, held_out = (straight.pipeline.datamanager.teacher_store(split) for split in ("train", "eval"))
+    assert (len(store), len(held_out), store.dim) == (4, 2, held_out.dim)
+    sheet = tmp_path / "segments.png"
+    command = Features(load_config=straight.base_dir / "config.yml", extractor=SurfacesConfig(), preview=sheet)
+    command.extractor = straight.config.pipeline.datamanager.extractor
+    assert torch.equal(command.main().sample(torch.zeros(1, 3).long()), store.sample(torch.zeros(1, 3).long()))
+    assert sheet.exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_is_pooled_over_surfaces_when_shaping_begins(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("jacobinerf_ns.features.surfaces.OPAQUE", 0.0)
+    config = tiny_config(tiny_capture(tmp_path / "room"), tmp_path, steps=SHAPING_START + 1)
+    config.pipeline.datamanager.with_surfaces = True
+    monkeypatch.setattr("jacobinerf_ns.core.agreement.AGREES", np.inf)
+    trainer = start(config)
+    data = trainer.pipeline.datamanager
+    raw = data.feature_store
+    trainer.train()
+    found = trainer.pipeline.surfaces.found()
+    assert raw is not None
+    assert found is not None
+    assert isinstance(data.feature_store, PaletteStore)
+    assert torch.equal(data.feature_store.table[:-1], pooled_table(found, raw))
+    assert data.teacher_store("eval").dim == raw.dim
 
 
 def found_in_the_boxes() -> Surfaces:
