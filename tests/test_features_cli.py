@@ -15,6 +15,7 @@ from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.features.surfaces import SurfacesConfig
 
 
@@ -44,6 +45,7 @@ def test_features_are_extracted_once_and_reported(tmp_path: Path, capsys, monkey
     arguments = ["--data", str(data), "--cache-dir", str(tmp_path / "cache"), "--downscale-factor", "2"]
     command = tyro.cli(Features, args=[*arguments, "--feature-dim", "6", "handcrafted", "--cell", "2"])
     store = command.main()
+    assert isinstance(store, FeatureStore)
     printed = capsys.readouterr().out
     assert (len(store), store.dim, store.sizes[0]) == (4, 6, (12, 16))
     assert str(store.folder) in printed

@@ -13,9 +13,10 @@ from jacobinerf_ns.core.agreement import SeenView, agreed
 from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
 from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
-from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table, side_for
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
@@ -279,6 +280,12 @@ def test_a_teachers_noise_is_averaged_over_segments():
     noisy = Noisy(found.grids, clean, [(48, 48)] * len(found.grids))
     many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
     assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
+
+
+def test_many_views_are_looked_at_more_coarsely():
+    frames = [Frame(i, Path("x.png"), (1920, 1080)) for i in range(10)]
+    assert side_for(frames, SurfacesConfig(side=160)) == 160
+    assert side_for(frames, SurfacesConfig(side=160, rays=36_000)) == 80
 
 
 @pytest.mark.parametrize("wrong", [{"levels": (0.3, 0.2)}, {"levels": ()}, {"look_share": 2.0}, {"side": 1}])

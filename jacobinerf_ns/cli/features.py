@@ -68,6 +68,7 @@ class Features:
 
         if self.load_config is not None:
             return open_run(self.load_config).pipeline.datamanager.frames("train")
+        assert self.data is not None
         parser = JacobiNeRFDataParserConfig(data=self.data, downscale_factor=self.downscale_factor).setup()
         outputs = parser.get_dataparser_outputs(split="train")
         return list_frames(outputs, outputs.cameras)
