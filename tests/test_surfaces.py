@@ -7,14 +7,16 @@ import pytest
 import torch
 from tiny import SHAPING_START, start, tiny_capture, tiny_config
 
+from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.core import surfaces
 from jacobinerf_ns.core.agreement import SeenView, agreed
 from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
 from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
-from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table, side_for
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
@@ -196,6 +198,31 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, monkeypatch):
     assert any(name.startswith("surfaces.") for name in found)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+    store, held_out = (straight.pipeline.datamanager.teacher_store(split) for split in ("train", "eval"))
+    assert (len(store), len(held_out), store.dim) == (4, 2, held_out.dim)
+    sheet = tmp_path / "segments.png"
+    command = Features(load_config=straight.base_dir / "config.yml", extractor=SurfacesConfig(), preview=sheet)
+    command.extractor = straight.config.pipeline.datamanager.extractor
+    assert torch.equal(command.main().sample(torch.zeros(1, 3).long()), store.sample(torch.zeros(1, 3).long()))
+    assert sheet.exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_is_pooled_over_surfaces_when_shaping_begins(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("jacobinerf_ns.features.surfaces.OPAQUE", 0.0)
+    config = tiny_config(tiny_capture(tmp_path / "room"), tmp_path, steps=SHAPING_START + 1)
+    config.pipeline.datamanager.with_surfaces = True
+    monkeypatch.setattr("jacobinerf_ns.core.agreement.AGREES", np.inf)
+    trainer = start(config)
+    data = trainer.pipeline.datamanager
+    raw = data.feature_store
+    trainer.train()
+    found = trainer.pipeline.surfaces.found()
+    assert raw is not None
+    assert found is not None
+    assert isinstance(data.feature_store, PaletteStore)
+    assert torch.equal(data.feature_store.table[:-1], pooled_table(found, raw))
+    assert data.teacher_store("eval").dim == raw.dim
 
 
 def found_in_the_boxes() -> Surfaces:
@@ -253,6 +280,12 @@ def test_a_teachers_noise_is_averaged_over_segments():
     noisy = Noisy(found.grids, clean, [(48, 48)] * len(found.grids))
     many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
     assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
+
+
+def test_many_views_are_looked_at_more_coarsely():
+    frames = [Frame(i, Path("x.png"), (1920, 1080)) for i in range(10)]
+    assert side_for(frames, SurfacesConfig(side=160)) == 160
+    assert side_for(frames, SurfacesConfig(side=160, rays=36_000)) == 80
 
 
 @pytest.mark.parametrize("wrong", [{"levels": (0.3, 0.2)}, {"levels": ()}, {"look_share": 2.0}, {"side": 1}])

@@ -67,7 +67,9 @@ class _Plane:
         cells = np.floor((places - self._low) / self._cell).astype(np.int64)
         table = np.full(cells.max(0) + 1, -1)
         table[tuple(cells.T)] = np.arange(len(flat))
-        away, nearest = distance_transform_edt(table < 0, return_indices=True)
+        nearest = distance_transform_edt(table < 0, return_distances=False, return_indices=True)
+        assert isinstance(nearest, np.ndarray)
+        away = np.linalg.norm(nearest - np.indices(table.shape), axis=0)
         self._table = np.where(away <= HOLE * CELLS_PER_PIXEL, table[tuple(nearest)], -1)
 
     def _places(self, directions: Float[np.ndarray, "pixels 3"]) -> Float[np.ndarray, "pixels 2"]:
@@ -78,10 +80,12 @@ class _Plane:
 
     def pixels(self, directions: Float[np.ndarray, "pixels 3"]) -> Int[np.ndarray, "pixels"]:
         """Return the pixel that looks in each direction, −1 where none does."""
-        cells = np.floor((self._places(directions) - self._low) / self._cell).astype(np.int64)
-        inside = ((cells >= 0) & (cells < self._table.shape)).all(1)
-        found = np.full(len(cells), -1)
-        found[inside] = self._table[tuple(cells[inside].T)]
+        rows, cols = ((self._places(directions) - self._low) / self._cell).T
+        inside = np.flatnonzero(
+            (rows >= 0) & (cols >= 0) & (rows < self._table.shape[0]) & (cols < self._table.shape[1])
+        )
+        found = np.full(len(rows), -1)
+        found[inside] = self._table[rows[inside].astype(np.intp), cols[inside].astype(np.intp)]
         return found
 
 
@@ -122,7 +126,7 @@ def _agreed_view(
         agree = np.zeros(len(points), int)
         for other, plane in asked:
             rays = points - other.origin
-            away = np.linalg.norm(rays, axis=1)
+            away = np.sqrt(np.einsum("ij,ij->i", rays, rays))
             pixels = plane.pixels(rays / np.maximum(away, TINY)[:, None])
             seen = (pixels >= 0) & other.known.ravel()[pixels]
             before = np.where(seen, other.distances.ravel()[pixels] - away, np.inf)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix, csr_matrix
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 REACH = 1.8
 """Cells within which two points touch: the 26 cells around a cell, short of the far corners."""
@@ -142,7 +142,8 @@ def means(
 def look_of(colours: Float[np.ndarray, "pixels 3"]) -> Float[np.ndarray, "pixels features"]:
     """Return φ(c): scalar products of unit vectors that are about exp(−ΔE² / 2·width²)."""
     directions = np.random.default_rng(0).normal(size=(3, LOOK_FREQUENCIES))
-    angles = colours * [LIGHTNESS_SHARE, 1, 1] / LOOK_WIDTH @ directions
+    scaled = colours * np.array([LIGHTNESS_SHARE, 1, 1]) / LOOK_WIDTH
+    angles = scaled.astype(np.float32) @ directions.astype(np.float32)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / LOOK_FREQUENCIES**0.5
 
 
@@ -153,7 +154,7 @@ def _unit(vectors: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3
 def _pairs(
     points: Float[np.ndarray, "points 3"], within: float
 ) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
-    found = cKDTree(points).query_pairs(within, output_type="ndarray")
+    found = KDTree(points).query_pairs(within, output_type="ndarray")
     first, second = found[np.lexsort(found.T[::-1])].T
     return first, second
 
@@ -181,5 +182,5 @@ def nearest(
     points: Float[np.ndarray, "points 3"], queries: Float[np.ndarray, "pixels 3"], within: float
 ) -> Int[np.ndarray, "pixels"]:
     """Return the point nearest to each query, −1 where none is `within` reach."""
-    _, found = cKDTree(points).query(queries, distance_upper_bound=within)
+    _, found = KDTree(points).query(queries, distance_upper_bound=within)
     return np.where(found == len(points), -1, found)

@@ -26,6 +26,7 @@ from jacobinerf_ns.features.surfaces import (
     numbers_of,
     pooled_table,
     seen_views,
+    side_for,
 )
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.digests import digest, digest_of_file, digest_of_text, tensor_bytes
@@ -90,7 +91,7 @@ def surfaces_of(
         path = folder / f"{key}{_SUFFIX}"
         found = read_surfaces(path)
         if found is None:
-            found = find_surfaces(frames, seen_views(frames, cameras, sight.look, config.side), config)
+            found = find_surfaces(frames, seen_views(frames, cameras, sight.look, side_for(frames, config)), config)
             write_surfaces(path, found)
         sight.state.keep(found)
     return found
@@ -117,7 +118,7 @@ def surface_features(
     table = feature_table(surfaces, config) if teacher is None else pooled_table(surfaces, teacher)
     numbers = surfaces.grids
     if views is not None:
-        numbers = numbers_of(seen_views(*views, sight.look, config.side), surfaces)
+        numbers = numbers_of(seen_views(*views, sight.look, int(surfaces.shapes.max())), surfaces)
     return PaletteStore(numbers, table, sizes)
 
 

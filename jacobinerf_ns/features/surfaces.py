@@ -31,6 +31,8 @@ from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
 _VERSION = 1  # Part of the fingerprint: raise it whenever other segments or features come out.
+LEAST_SIDE = 8
+"""Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
 """Level over whose segments another teacher's features are pooled: parts, since a whole may be two things."""
 OPAQUE = 0.5
@@ -46,7 +48,10 @@ class SurfacesConfig(PartitionConfig):
     """Parts and wholes of the field's own geometry (no download)."""
 
     side: int = 160
-    """Pixels along the longer side at which training views are looked at."""
+    """Pixels along the longer side at which views are looked at, at most."""
+    rays: int = 1_000_000
+    """Rays of all training views together, at most: of many views each is looked at more coarsely. A million take
+    about as long as training on a third of as many."""
     dimensions: int = 48
     """Dimensions of the random vectors of each level."""
     look_share: float = 0.3
@@ -78,10 +83,17 @@ class SurfacesConfig(PartitionConfig):
         rising = all(low < high for low, high in zip(self.levels, self.levels[1:], strict=False))
         if not self.levels or not rising or self.levels[0] < 0:
             raise UserError(f"surfaces: levels {self.levels} given, expected heights that rise from at least 0")
-        if self.side < 8 or self.dimensions < 1 or self.cell <= 0 or not 0 <= self.look_share <= 1:
+        if (
+            self.side < LEAST_SIDE
+            or self.rays < 1
+            or self.dimensions < 1
+            or self.cell <= 0
+            or not 0 <= self.look_share <= 1
+        ):
             raise UserError(
-                f"surfaces: side {self.side}, dimensions {self.dimensions}, cell {self.cell:g} and look share "
-                f"{self.look_share:g} given, expected at least 8 pixels, 1 dimension, a cell above 0, a share of 0 to 1"
+                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cell {self.cell:g} "
+                f"and look share {self.look_share:g} given, expected at least {LEAST_SIDE} pixels, a ray, a dimension, "
+                "a cell above 0, a share of 0 to 1"
             )
 
 
@@ -118,6 +130,12 @@ def seen_views(
 ) -> list[SeenView]:
     """Return what a field shows of images, at grids of at most `side` pixels along the longer side."""
     return [_seen(frame, cameras, look, side) for frame in track(frames, title)]
+
+
+def side_for(frames: Sequence[Frame], config: SurfacesConfig) -> int:
+    """Return how many pixels along the longer side images are looked at, all of them within the rays that are given."""
+    pixels = sum(frame.size[0] * frame.size[1] * min(1.0, config.side / max(frame.size)) ** 2 for frame in frames)
+    return max(LEAST_SIDE, int(config.side * min(1.0, config.rays / pixels) ** 0.5))
 
 
 def _seen(frame: Frame, cameras: Cameras, look: Look, side: int) -> SeenView:
