@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
@@ -85,6 +86,11 @@ class JacobiNeRFPipeline(VanillaPipeline):
             places = None if self.device.type == "cpu" else [local_rank]
             shared = DistributedDataParallel(self.model, device_ids=places, find_unused_parameters=True)
             self._model = cast(JacobiNeRFModel, shared)
+
+    @property
+    def photo_cameras(self) -> Cameras:
+        """Of the photos that the field learns from, in the scene's frame."""
+        return self.datamanager.train_dataset.cameras
 
     @property
     def world(self) -> WorldFrame:
