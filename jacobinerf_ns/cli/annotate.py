@@ -278,12 +278,13 @@ def _with_masks_at(annotations: Annotations, source: Path, target: Path) -> Anno
 
 def _show(annotations: Annotations, path: Path) -> None:
     console = Console()
-    table = Table("id", "label", "colour", "positive seeds", "negative seeds", "size")
+    table = Table("id", "label", "colour", "positive seeds", "negative seeds")
     for label in annotations.labels:
         negative = sum(seed.negative for seed in annotations.seeds_of(label.id))
         positive = len(annotations.seeds_of(label.id)) - negative
-        name = Text(label.name + (" (selected)" if label.id == annotations.view.selected else ""))
-        table.add_row(str(label.id), name, _swatch(label.colour), str(positive), str(negative), _size(label))
+        said = ["selected"] * (label.id == annotations.view.selected) + _size(label)
+        name = Text(label.name + (f" ({', '.join(said)})" if said else ""))
+        table.add_row(str(label.id), name, _swatch(label.colour), str(positive), str(negative))
     console.print(table)
     for number, edit in enumerate(annotations.edits, start=1):
         line = Text(f"edit {number}: {edit.kind} {annotations.label(edit.label).name}, strength {edit.strength:g} ")
@@ -299,11 +300,9 @@ def _show(annotations: Annotations, path: Path) -> None:
     console.print(Text(str(path)), soft_wrap=True)
 
 
-def _size(label: Label) -> str:
-    """Return how a label's selection differs from its natural size."""
-    if not label.grow:
-        return "natural"
-    return f"{abs(label.grow)} {'larger' if label.grow > 0 else 'smaller'}"
+def _size(label: Label) -> list[str]:
+    """Return how a label's selection differs from its natural size, if it does."""
+    return [f"{abs(label.grow)} {'larger' if label.grow > 0 else 'smaller'}"] if label.grow else []
 
 
 def _swatch(colour: Colour) -> Text:
