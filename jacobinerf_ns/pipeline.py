@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
@@ -91,6 +92,11 @@ class JacobiNeRFPipeline(VanillaPipeline):
 
     def _weights(self) -> list[Tensor]:
         return list(self.model.state_dict().values())
+
+    @property
+    def photo_cameras(self) -> Cameras:
+        """Of the photos that the field learns from, in the scene's frame."""
+        return self.datamanager.train_dataset.cameras
 
     @property
     def world(self) -> WorldFrame:
