@@ -254,6 +254,6 @@ def mean(found: Sequence[Ious]) -> Ious:
 
 def centre_pixel(mask: Bool[Tensor, "height width"] | Int[Tensor, "height width"]) -> tuple[int, int]:
     """Return the pixel of a mask farthest from its outline and from the view's edge: where a person would click."""
-    depth = distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1]
+    depth = torch.from_numpy(distance_transform_edt(np.pad(mask.numpy(), 1)))[1:-1, 1:-1]
     row, col = divmod(int(depth.argmax()), mask.shape[1])
     return row, col
