@@ -1,12 +1,12 @@
 """Output folders that a long command fills file by file, so that it can be interrupted and go on later."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json
+from jacobinerf_ns.files.outside import read_json
 
 VERSION = 1
 REMEDY = "choose another --output-dir, or --overwrite"
@@ -52,10 +52,10 @@ def claim_folder(
 def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
     """Return the manifest of an earlier run; empty where there is none, or a damaged one is overwritten."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError):
+        content = read_json(path, "a manifest")
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return {}
         content = None
     if isinstance(content, dict) and content.get("version") == VERSION and isinstance(content.get("made_of"), dict):
         files = content.get("files")
