@@ -1,5 +1,6 @@
 # make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
 # make fuzz: 20,000 random files for each reader of files; FUZZ=2000 for fewer.
+# make faults: kill -9 at random moments, 20 times each of five jobs.
 # make docs: the documentation as a site, in site/.
 # Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 FUZZ ?= 20000
 
-.PHONY: demo test fuzz docs install install-test check clean
+.PHONY: demo test fuzz faults docs install install-test check clean
 
 demo: .venv/installed
 	$(BIN)/jacobinerf demo $(DEMO_ARGS)
@@ -25,6 +26,9 @@ test: .venv/installed-test
 
 fuzz: .venv/installed-test
 	JACOBINERF_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_fuzz.py
+
+faults: .venv/installed-test
+	$(BIN)/python tests/faults.py
 
 # The variable silences what MkDocs Material says about its own end of life at every start.
 docs: .venv/installed-test

@@ -37,6 +37,7 @@ def claim_folder(
     """
     folder = manifest.parent
     earlier = _read_manifest(manifest, overwrite)
+    _check_links(folder, {*earlier.get("files", ()), *files} if overwrite else files)
     if overwrite:
         _remove(folder, {*earlier.get("files", ()), *files})
         earlier = {}
@@ -69,6 +70,21 @@ def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
 def _stays_inside(name: Any) -> bool:
     """Return whether a name stays inside: by a damaged manifest nothing outside of the folder may be deleted."""
     return isinstance(name, str) and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def _check_links(folder: Path, names: Collection[str]) -> None:
+    """Check that no folder in the folder is a link to elsewhere: files there are nobody's here to write or remove.
+
+    Raises:
+        UserError: one is.
+    """
+    try:
+        root = folder.resolve()
+        for inner in sorted({(folder / name).parent for name in names}):
+            if not inner.resolve().is_relative_to(root):
+                raise UserError(f"{inner} is a link out of {folder}: take it away, or choose another --output-dir")
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be used as a folder ({error}): choose another --output-dir") from error
 
 
 def _check_same(
