@@ -4,6 +4,7 @@
 runs in a fork, so that what is killed is work and not imports. Prints a line a job, and ends with 1 where one failed.
 """
 
+import json
 import os
 import random
 import shutil
@@ -101,13 +102,13 @@ def _forked(work: Callable[[Path], object], folder: Path, seconds: float | None)
 
 def _jobs(place: Path) -> dict[str, Job]:
     capture = tiny_capture(place / "room")
-    trainer = start(tiny_config(capture, place / "out"))
-    trainer.train()
-    names = [path.name for path in trainer.pipeline.datamanager.train_dataset.image_filenames]
+    names = [Path(name).name for name in json.loads((capture / "transforms.json").read_text())["train_filenames"]]
+    settings = tiny_config(capture, place / "out")
+    config = settings.get_base_dir() / "config.yml"
+    # A fork has none of its parent's threads, so the parent must not have begun any: not even this run is its own.
+    assert _forked(lambda _: start(settings).train(), place, None) == 0, "the run that is worked with cannot be trained"
     clicks = tuple(Click(label=1, image=name, width=24, height=18, pixel=(12, 9)) for name in names)
-    write_annotations(trainer.base_dir / "annotations.json", Annotations(labels=(CHAIR,), seeds=clicks))
-    config = trainer.base_dir / "config.yml"
-    run = open_run(config)
+    write_annotations(config.with_name("annotations.json"), Annotations(labels=(CHAIR,), seeds=clicks))
 
     def extract(folder: Path) -> None:
         arguments = ["--data", str(capture), "--cache-dir", str(folder / "cache"), "handcrafted", "--cell", "1"]
@@ -149,7 +150,9 @@ def _jobs(place: Path) -> dict[str, Job]:
             lambda folder: propagate(config, folder / "masks", PropagateSettings(overlays=True)), whole_pictures
         ),
         "export": Job(
-            lambda folder: export_parts(run, ["chair"], folder, ExportSettings(num_points=2000, overwrite=True)),
+            lambda folder: export_parts(
+                open_run(config), ["chair"], folder / "parts", ExportSettings(num_points=2000, overwrite=True)
+            ),
             lambda folder: [PlyData.read(str(path)) for path in folder.rglob("[!.]*.ply")],
         ),
     }
