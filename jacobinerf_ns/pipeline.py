@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Int
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
@@ -21,6 +23,7 @@ from jacobinerf_ns.compat.opening import check_what_is_opened
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
+from jacobinerf_ns.features.field_teacher import Sight, SurfacesState, surfaces_in
 from jacobinerf_ns.labels.keeper import LabelKeeper, LabelMaker
 from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
 from jacobinerf_ns.labels.tracer import in_eval_mode
@@ -73,6 +76,8 @@ class JacobiNeRFPipeline(VanillaPipeline):
         with rank_zero_first():
             super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
             trains = self._trains = test_mode == "val"
+            self.surfaces = SurfacesState()
+            self.datamanager.sight = Sight(self.model.look, self._weights, self.surfaces)
             if trains and self.model.config.shaping.active:
                 start = self.model.config.shaping_start_step
                 self.datamanager.prepare_features(from_step=start, num_anchors=self.model.num_anchors)
@@ -86,6 +91,14 @@ class JacobiNeRFPipeline(VanillaPipeline):
             places = None if self.device.type == "cpu" else [local_rank]
             shared = DistributedDataParallel(self.model, device_ids=places, find_unused_parameters=True)
             self._model = cast(JacobiNeRFModel, shared)
+
+    def _weights(self) -> list[Tensor]:
+        return list(self.model.state_dict().values())
+
+    @property
+    def photo_cameras(self) -> Cameras:
+        """Of the photos that the field learns from, in the scene's frame."""
+        return self.datamanager.train_dataset.cameras
 
     @property
     def world(self) -> WorldFrame:
@@ -119,11 +132,15 @@ class JacobiNeRFPipeline(VanillaPipeline):
 
     def random_training_rays(self, count: int) -> RayBundle:
         """Rays of pixels drawn from all training images, the same ones every time."""
+        return rays_through(self.datamanager.train_dataset.cameras, self.random_training_pixels(count))
+
+    def random_training_pixels(self, count: int) -> Int[Tensor, "rays 3"]:
+        """(image, row, col) of pixels drawn from all training images, the same ones every time."""
         cameras, generator = self.datamanager.train_dataset.cameras, torch.Generator().manual_seed(0)
         images = torch.randint(len(cameras), (count,), generator=generator)
         sizes = torch.cat([cameras.height, cameras.width], dim=-1).cpu()[images]
         places = (torch.rand(count, 2, generator=generator) * sizes).floor().long()
-        return rays_through(cameras, torch.cat([images[:, None], places], dim=-1))
+        return torch.cat([images[:, None], places], dim=-1)
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
@@ -160,6 +177,9 @@ class JacobiNeRFPipeline(VanillaPipeline):
             if checkpoints.is_nerfacto(state):
                 state = checkpoints.from_nerfacto(state, expected)
             checkpoints.check_fits(state, expected)
+            found = surfaces_in(loaded_state)
+            if found is not None and self.datamanager.looks_at_field:
+                self.surfaces.keep(found)
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)
             self.model.loads += 1

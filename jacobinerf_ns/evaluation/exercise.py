@@ -3,7 +3,7 @@
 All of them look at the same `ViewPixels`: one field query serves everybody.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label, Mask
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels
-from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -51,6 +51,8 @@ class Fitted(NamedTuple):
     scores: Callable[[ViewPixels], LabelScores]
     whole_view: Callable[[Float[Tensor, "height width labels"]], Int[Tensor, "height width"]] | None = None
     """Positions from the scores of a whole view, where that is not the largest score of each pixel."""
+    own_threshold: float | None = None
+    """Of the first label's selection, where the contender finds it itself."""
 
 
 @dataclass
@@ -59,7 +61,7 @@ class TrainedFields:
 
     shaped: JacobiNeRFPipeline
     unshaped: JacobiNeRFPipeline | None
-    _stores: dict[str, FeatureStore] = field(default_factory=dict)
+    _stores: dict[str, PixelFeatures] = field(default_factory=dict)
     _made: dict[Callable, Any] = field(default_factory=dict)
 
     @cached_property
@@ -84,7 +86,7 @@ class TrainedFields:
             self._made[make] = make(self.shaped)
         return self._made[make]
 
-    def teacher_store(self, split: TrainOrEval) -> FeatureStore:
+    def teacher_store(self, split: TrainOrEval) -> PixelFeatures:
         """Return the teacher's features of a split."""
         if split not in self._stores:
             self._stores[split] = self.shaped.datamanager.teacher_store(split)
@@ -102,6 +104,11 @@ class TrainedFields:
     def _dataset(self, split: TrainOrEval) -> InputDataset:
         data = self.shaped.datamanager
         return data.train_dataset if split == "train" else data.eval_dataset
+
+    def looks_around(self, count: int) -> Iterator[ViewPixels]:
+        """Yield random training pixels, the same every time, in chunks."""
+        for pixels in self.shaped.random_training_pixels(count).split(self.shaped.model.rays_at_once):
+            yield self.look("train", pixels)
 
     @torch.no_grad()
     def look(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> ViewPixels:
