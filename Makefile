@@ -1,4 +1,6 @@
 # make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
+# make fuzz: 20,000 random files for each reader of files; FUZZ=2000 for fewer.
+# make faults: kill -9 at random moments, 20 times each of five jobs.
 # make docs: the documentation as a site, in site/.
 # Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
 
@@ -7,8 +9,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 DEMO_ARGS ?=
+FUZZ ?= 20000
 
-.PHONY: demo test docs install install-test check clean
+.PHONY: demo test fuzz faults docs install install-test check clean
 
 demo: .venv/installed
 	$(BIN)/jacobinerf demo $(DEMO_ARGS)
@@ -20,6 +23,12 @@ test: .venv/installed-test
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
+fuzz: .venv/installed-test
+	JACOBINERF_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_fuzz.py
+
+faults: .venv/installed-test
+	$(BIN)/python tests/faults.py
 
 # The variable silences what MkDocs Material says about its own end of life at every start.
 docs: .venv/installed-test

@@ -1,5 +1,6 @@
 """What goes wrong because of the user's input, said in one line, with exit code 2 at every door."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,28 @@ from typing import Any
 from pydantic import ValidationError
 
 EXIT_CODE = 2
+_LONGEST_REASON = 200
+"""Characters of somebody else's message that are passed on."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 _caught_outside = ContextVar("caught_outside", default=False)
 
 
 class UserError(ValueError):
     """Bad input: the message says what was found, what was expected and what to do."""
+
+
+def visible(text: str) -> str:
+    """Return a text without control characters, on one line: those of a stranger's names would steer the terminal."""
+    return _CONTROL.sub(" ", text)
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception of somebody else's code says, on one short line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = " ".join(visible(said).split()) or type(error).__name__
+    return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 3]}..."
 
 
 @contextmanager
@@ -29,7 +46,7 @@ def one_line_exit() -> Iterator[None]:
     except UserError as error:
         if _caught_outside.get():
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {visible(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
 
 

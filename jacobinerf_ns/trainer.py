@@ -15,11 +15,13 @@ from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
 from jacobinerf_ns.compat.unusable_gpu import sign_of_gpu, torch_in_words
 from jacobinerf_ns.core import gathering
-from jacobinerf_ns.errors import UserError, one_line_exit
+from jacobinerf_ns.errors import UserError, one_line_exit, reason
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 FULL_SIZE = ("jacobinerf", "jacobinerf-paper")
 """Methods that are made for a GPU: on a CPU they take days."""
+_OF_A_RESUME = ("optimizers", "schedulers", "scalers", "proposal_sampler", "random")
+"""What a checkpoint of ours holds beside the pipeline."""
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
 
@@ -122,11 +124,18 @@ class JacobiNeRFTrainer(Trainer):
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         target = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         temporary = self.base_dir / f".{target.name}.part"
-        with temporary.open("wb") as file:
-            torch.save({**self._state(step), "random": random[0], "random_of_others": random[1:]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        try:
+            with temporary.open("wb") as file:
+                torch.save({**self._state(step), "random": random[0], "random_of_others": random[1:]}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:  # torch turns the first into the second
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"the checkpoint {target} cannot be written ({reason(error)}): free some space, and go on from the "
+                f"last one with --load-dir {self.checkpoint_dir}"
+            ) from error
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("*.ckpt"):
                 if other != target:
@@ -159,6 +168,9 @@ class JacobiNeRFTrainer(Trainer):
                 f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.", soft_wrap=True
             )
             return
+        missing = [key for key in _OF_A_RESUME if not isinstance(loaded.get(key), dict)]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]} to go on with: use an earlier checkpoint of the run")
         self.optimizers.load_optimizers(loaded["optimizers"])
         if self.config.load_scheduler:
             self.optimizers.load_schedulers(loaded["schedulers"])

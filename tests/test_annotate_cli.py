@@ -177,16 +177,17 @@ def test_sizes(tmp_path: Path, capsys):
 def test_merge_brings_masks_along(tmp_path: Path):
     mine, theirs = tmp_path / "mine" / "a.json", tmp_path / "theirs" / "b.json"
     write_annotations(mine, two_labels())
-    for folder, content in ((mine.parent, b"mine"), (theirs.parent, b"theirs")):
+    for folder, value in ((mine.parent, 2), (theirs.parent, 1)):
         (folder / "masks").mkdir(parents=True)
-        (folder / "masks" / "m.png").write_bytes(content)
+        Image.new("L", (24, 18), value).save(folder / "masks" / "m.png")
+    contents = [(folder / "masks" / "m.png").read_bytes() for folder in (mine.parent, theirs.parent)]
     other, lamp = changes.add_label(two_labels(), "lamp", id=2000)
     seed = Mask(label=lamp.id, file="masks/m.png", value=1, image="0003.png", width=24, height=18)
     write_annotations(theirs, changes.add_seed(other, seed))
     found = annotate(None, "--file", str(mine), "--merge", str(theirs))
     assert found.seeds == (*two_labels().seeds, seed.model_copy(update={"file": "masks/m-2.png"}))
-    assert (mine.parent / "masks" / "m-2.png").read_bytes() == b"theirs"
-    assert (mine.parent / "masks" / "m.png").read_bytes() == b"mine"
+    assert (mine.parent / "masks" / "m-2.png").read_bytes() == contents[1]
+    assert (mine.parent / "masks" / "m.png").read_bytes() == contents[0]
     assert annotate(None, "--file", str(mine), "--merge", str(theirs)) == found
     beside = mine.with_name("c.json")
     write_annotations(beside, changes.add_seed(other, seed))

@@ -142,7 +142,7 @@ def test_a_picture_is_seen_through_the_teacher(tmp_path):
     likeness = [float(F.cosine_similarity(side, whole, dim=0)) for side in (left, right)]
     assert float(F.cosine_similarity(left, right, dim=0)) < min(likeness) < 0.95
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"text.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"text.png cannot be read"):
         feature_queries.query_of_picture(teacher, tmp_path / "text.png")
     with pytest.raises(UserError, match=r"pixel \(12, 0\) is outside of patch.png"):
         feature_queries.query_of_picture(teacher, tmp_path / "patch.png", (0, 0, 12, 0))

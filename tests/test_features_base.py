@@ -84,7 +84,7 @@ def test_load_rgb_resizes_and_shows_white_through_transparency(tmp_path: Path):
 def test_load_rgb_names_the_file_that_is_no_image(tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"nothing")
     for name in ("bad.png", "gone.png"):
-        with pytest.raises(UserError, match=f"{name} cannot be read as an image"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
             load_rgb(tmp_path / name)
 
 

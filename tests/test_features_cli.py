@@ -79,5 +79,5 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path):
     path = data / "images" / "0002.png"
     Image.open(path).save(path)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"0002\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"0002\.png cannot be read"):
         Features(data, extractor=HandcraftedConfig(), cache_dir=tmp_path / "cache").main()

@@ -64,7 +64,7 @@ def test_unusable_files_are_named(tmp_path: Path):
         "flat": r"shape \(2, 2\), expected rows-cols-dim",
         "words": "holds <U1, expected real numbers",
         "objects": "is not a plain array",
-        "empty": "is damaged",
+        "empty": "is not a plain array",
         "cut": "is damaged",
         "two": r"holds 2 tensors \(p, q\)",
     }

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jacobinerf_ns.annotations.formats import base
 from jacobinerf_ns.annotations.formats.base import FileLabel, ImageNames, inner_box, inside_pixel, label_file_names
 from jacobinerf_ns.annotations.formats.labelme import read_labelme, write_labelme
 from jacobinerf_ns.annotations.formats.png import (
@@ -24,6 +23,7 @@ from jacobinerf_ns.annotations.formats.png import (
 from jacobinerf_ns.annotations.formats.registry import FORMATS, load_format
 from jacobinerf_ns.annotations.schema import Label
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import atomic
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.index_maps import read_classes, read_label_map
 
@@ -136,7 +136,7 @@ def test_folders_that_take_no_file_are_one_line(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(base.json, "dump", full)
+    monkeypatch.setattr(atomic.json, "dump", full)
     with pytest.raises(UserError, match=r"classes\.json .*No space left"):
         write_legend(tmp_path, [CHAIR])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
@@ -315,7 +315,7 @@ def test_labelme_files_without_the_essentials(tmp_path: Path, keys: dict[str, An
 
 
 def test_files_that_are_no_json(tmp_path: Path) -> None:
-    for content, message in (("{", "cannot be read as JSON"), ("[]", "holds a JSON list"), ("[" * 99999, "JSON")):
+    for content, message in (("{", "is not valid JSON"), ("[]", "holds a JSON list"), ("[" * 99999, "JSON")):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(UserError, match=message):
             read_labelme(tmp_path / "a.json")

@@ -204,7 +204,7 @@ def test_coco_file_is_found_in_its_folder(tmp_path: Path) -> None:
         ("missing.json", None, "no such file or folder"),
         ("a.txt", "", r"a\.txt is a \.txt file: expected an index PNG"),
         ("a.json", "{}", "neither a COCO nor a LabelMe file"),
-        ("a.json", "{", "cannot be read as JSON"),
+        ("a.json", "{", "is not valid JSON"),
         ("0001.png", "no picture", r"0001\.png cannot be read"),
     ],
 )

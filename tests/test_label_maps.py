@@ -88,7 +88,7 @@ def test_classes_without_void(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "found no readable JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "found something else"),
         ('{"classes": [{"id": "1", "name": "wall"}]}', "found something else"),
         ('{"classes": [{"id": 1}]}', "found something else"),

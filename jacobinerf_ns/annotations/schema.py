@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,6 +24,8 @@ from pydantic import (
 )
 
 from jacobinerf_ns.core.propagation import PropagationConfig
+from jacobinerf_ns.errors import visible
+from jacobinerf_ns.files.outside import MAX_PATH_BYTES, MAX_PIXELS, MAX_SIDE
 
 VERSION = 2
 MAX_ID = 65535
@@ -31,8 +34,6 @@ MAX_GROW = 100
 """Levels that a label can be away from its natural one."""
 _UNCHOSEN_THRESHOLD = 0.7
 """Version 1 wrote this number into every file, asked or not."""
-MAX_SIDE = 65535
-"""Pixels along a side of the largest image that is taken for one."""
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
@@ -56,6 +57,16 @@ PALETTE: tuple[Colour, ...] = (
     (23, 190, 207),
 )
 """Colours of new labels; the first seven are Okabe and Ito's, told apart by colour-blind people too."""
+
+
+def _no_control_characters(text: str) -> str:
+    """Refuse what would steer the terminal that the text is printed on, or cannot be written."""
+    if text != visible(text) or text != text.encode("utf-8", "replace").decode("utf-8"):
+        raise ValueError(f"{text!r} has control characters: choose another name")
+    return text
+
+
+_PRINTABLE = AfterValidator(_no_control_characters)
 
 _PROPAGATION_RANGES: dict[str, tuple[float, float]] = {
     "clusters": (1, MAX_ID),
@@ -81,7 +92,7 @@ class Label(Part):
     """What a user names; 0 is no label's id, it means void."""
 
     id: LabelId
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), _PRINTABLE]
     colour: Colour
     grow: Annotated[int, Field(ge=-MAX_GROW, le=MAX_GROW)] = 0
     """How many levels its selection is from its natural size: 1 is the next larger thing, -1 the next smaller; beyond
@@ -100,11 +111,17 @@ class SeedBase(Part):
 class InImage(SeedBase):
     """A seed in a training image."""
 
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[str, Field(min_length=1, max_length=MAX_PATH_BYTES), _PRINTABLE]
     """File name of the image, with as many parent folders as tell it from the others."""
     width: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     height: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     """Size of the image that the seed's pixels are counted in."""
+
+    @model_validator(mode="after")
+    def _not_too_large(self) -> InImage:
+        if self.width * self.height > MAX_PIXELS:
+            raise ValueError(f"an image of {self.width}x{self.height} pixels, expected at most {MAX_PIXELS}")
+        return self
 
 
 class Click(InImage):
@@ -124,7 +141,7 @@ class Scribble(InImage):
 
     kind: Literal["scribble"] = "scribble"
     points: Annotated[tuple[Pixel, ...], Field(min_length=1)]
-    radius: Annotated[int, Field(ge=0)] = 0
+    radius: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
     """Pixels on each side of the line."""
 
     @model_validator(mode="after")
@@ -150,7 +167,7 @@ class Mask(InImage):
     """The pixels of an index PNG that have a value."""
 
     kind: Literal["mask"] = "mask"
-    file: Annotated[str, Field(min_length=1)]
+    file: Annotated[str, Field(min_length=1, max_length=MAX_PATH_BYTES), _PRINTABLE]
     """Index PNG of the image's size; relative to the folder of the annotation file."""
     value: Annotated[int, Field(ge=0, le=MAX_ID)]
     """Index of the pixels that belong to the seed."""

@@ -1,7 +1,6 @@
 """The annotation file: read, written whole or not at all, shared by several programs, with undo."""
 
 import errno
-import json
 import os
 import threading
 from collections import deque
@@ -13,9 +12,11 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from jacobinerf_ns.annotations.changes import carry_over
-from jacobinerf_ns.annotations.schema import VERSION, Annotations
+from jacobinerf_ns.annotations.schema import VERSION, Annotations, Mask
 from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.index_maps import INDEX_MODES
+from jacobinerf_ns.files.outside import MAX_PICTURE_BYTES, check_regular, file_below, open_picture, read_json
 
 ANNOTATIONS_NAME = "annotations.json"
 """A run's own annotation file, beside its config.yml."""
@@ -40,13 +41,11 @@ def read_annotations(path: Path) -> Annotations:
         UserError: the file cannot be read, is damaged, comes from a newer version, or contradicts itself.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Annotations()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): expected an annotation file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {_REMEDY}") from error
+        content = read_json(path, "an annotation file", _REMEDY)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Annotations()
+        raise
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int or version < 1:
         raise UserError(f"{path} has no version, expected an annotation file of version {VERSION}: {_REMEDY}")
@@ -73,6 +72,23 @@ def write_annotations(path: Path, annotations: Annotations) -> None:
         ) from error
 
 
+def foreign_mask(folder: Path, seed: Mask) -> Path:
+    """Return the index PNG of a seed in a stranger's annotation file, which lies below the file's folder.
+
+    Raises:
+        UserError: it is missing, a link leads out of the folder, or it is no index PNG of the seed's size.
+    """
+    path = file_below(folder, seed.file)
+    with open_picture(path, f"mask {path}", "expected an index PNG", formats=("PNG",)) as picture:
+        if picture.mode not in INDEX_MODES or picture.size != (seed.width, seed.height):
+            raise UserError(
+                f"mask {path} is a {picture.mode} image of {picture.width}x{picture.height} pixels, expected an index "
+                f"PNG of {seed.width}x{seed.height}"
+            )
+        picture.verify()
+    return path
+
+
 def adopt_mask(source: Path, folder: Path) -> str:
     """Copy an index PNG beside an annotation file, and return the name that a mask seed gives it.
 
@@ -86,9 +102,12 @@ def adopt_mask(source: Path, folder: Path) -> str:
         UserError: `source` cannot be read, or the folder cannot be written.
     """
     try:
+        check_regular(source, "an index PNG", MAX_PICTURE_BYTES)
         content = source.read_bytes()
     except OSError as error:
         raise UserError(f"mask {source} cannot be read ({error.strerror}): expected an index PNG") from error
+    except UserError as error:
+        raise UserError(f"mask {error}") from error
     target, number = folder / MASK_FOLDER / source.name, 1
     try:
         while target.exists() and target.read_bytes() != content:

@@ -13,7 +13,7 @@ from rich.text import Text
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rasterise import rasterise
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
-from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, read_annotations
+from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, foreign_mask, read_annotations
 from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.names import find_image, image_name
 
@@ -270,7 +270,9 @@ def _with_masks_at(annotations: Annotations, source: Path, target: Path) -> Anno
     if source.resolve() == target.resolve():
         return annotations
     seeds = tuple(
-        seed.model_copy(update={"file": adopt_mask(source / seed.file, target)}) if isinstance(seed, Mask) else seed
+        seed.model_copy(update={"file": adopt_mask(foreign_mask(source, seed), target)})
+        if isinstance(seed, Mask)
+        else seed
         for seed in annotations.seeds
     )
     return annotations.model_copy(update={"seeds": seeds})

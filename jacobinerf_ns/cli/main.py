@@ -5,6 +5,7 @@ import warnings
 import tyro
 
 from jacobinerf_ns.cli.annotate import Annotate
+from jacobinerf_ns.cli.check import Check
 from jacobinerf_ns.cli.demo import Demo
 from jacobinerf_ns.cli.distil import Distil
 from jacobinerf_ns.cli.evaluate import Evaluate
@@ -18,6 +19,7 @@ from jacobinerf_ns.errors import one_line_exit
 
 COMMANDS = {
     "demo": Demo,
+    "check": Check,
     "features": Features,
     "annotate": Annotate,
     "propagate": Propagate,

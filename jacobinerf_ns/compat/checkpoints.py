@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, visible
 
 MODEL_PREFIX = "_model."
 OWN_BUFFERS = ("pair_threshold", "first_shaping_step")
@@ -28,12 +28,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     allowed = [scalar, np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({first_line}): use an earlier one of the run"
+            f"{path} cannot be read as a checkpoint ({visible(first_line)}): use an earlier one of the run"
         ) from error
+    state = content.get("pipeline") if isinstance(content, dict) else None
+    whole = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not isinstance(content, dict) or not whole or type(content.get("step")) is not int:
+        raise UserError(
+            f"{path} is no checkpoint of a run: expected the step and the tensors of a pipeline: use another one"
+        )
+    return content
 
 
 def latest_checkpoint(folder: Path) -> Path:

@@ -8,14 +8,16 @@ from typing import Literal
 
 from PIL import Image, PngImagePlugin
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.files.digests import digest
+from jacobinerf_ns.files.outside import open_picture
 from jacobinerf_ns.progress import track
 
 Filter = Literal["area", "nearest"]
 
 _STAMP = "jacobinerf-source"
+_REMEDY = "replace it, or remove its frame from transforms.json"
 _COLOUR_MODES = ("L", "RGB", "RGBA")
 
 
@@ -49,11 +51,8 @@ def header_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(_unreadable(path, error)) from error
+    with open_picture(path, f"image {path}", _REMEDY) as image:
+        return image.height, image.width
 
 
 def files_at_size(
@@ -127,7 +126,7 @@ def _stamp(source: Path, size: tuple[int, int]) -> str:
     try:
         stat = source.stat()
     except OSError as error:
-        raise UserError(_unreadable(source, error)) from error
+        raise UserError(f"image {source} cannot be read ({reason(error)}): {_REMEDY}") from error
     return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns, to {size[1]}x{size[0]}"
 
 
@@ -141,12 +140,9 @@ def _is_current(target: Path, size: tuple[int, int], stamp: str) -> bool:
 
 def _write_copy(source: Path, target: Path, size: tuple[int, int], factor: int, resample: Filter, stamp: str) -> None:
     covered = (0, 0, size[1] * factor, size[0] * factor)
-    try:
-        with Image.open(source) as image:
-            image.load()
-            original: Image.Image = image
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(_unreadable(source, error)) from error
+    with open_picture(source, f"image {source}", _REMEDY) as image:
+        image.load()
+        original: Image.Image = image
     if original.width < covered[2] or original.height < covered[3]:
         raise UserError(
             f"image {source} is {original.width}x{original.height} pixels, its camera needs at least "
@@ -161,9 +157,9 @@ def _write_copy(source: Path, target: Path, size: tuple[int, int], factor: int, 
     try:
         with atomic_write(target) as temporary:
             copy.save(temporary, pnginfo=note)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot write the downscaled copy {target} ({error.strerror}): free the folder, or set XDG_CACHE_HOME "
+            f"cannot write the downscaled copy {target} ({reason(error)}): free the folder, or set XDG_CACHE_HOME "
             "to one that can be written"
         ) from error
 
@@ -172,8 +168,3 @@ def _as_colour(image: Image.Image) -> Image.Image:
     if image.mode in _COLOUR_MODES:
         return image
     return image.convert("RGBA" if image.mode == "LA" or "transparency" in image.info else "RGB")
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return f"image {path} cannot be read ({reason}): replace it, or remove its frame from transforms.json"

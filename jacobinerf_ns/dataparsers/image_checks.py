@@ -4,21 +4,22 @@ Bytes are checked without decoding where the format allows it: checksums of a PN
 """
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
+from jacobinerf_ns.files.outside import open_picture
 from jacobinerf_ns.progress import track
 
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_REMEDY = "put an undamaged file there"
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")
 _INDEX_MODES = ("L", "P", *_DEPTH_MODES)
+_MASK_MODES = ("1", *_INDEX_MODES)
+_COLOUR_MODES = ("L", "RGB", "RGBA")
+"""Pillow's modes of photographs as nerfstudio reads them; of others it takes what lies in memory for colours."""
 _MANY = 500
 """From so many files on, the check is long enough for a progress bar."""
 
@@ -36,11 +37,8 @@ def read_header(path: Path) -> Header:
     Raises:
         UserError: it is missing or damaged.
     """
-    try:
-        with Image.open(path) as image:
-            return Header((image.height, image.width), image.mode)
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    with open_picture(path, f"image {path}", _REMEDY) as image:
+        return Header((image.height, image.width), image.mode)
 
 
 def check_images(paths: Sequence[Path], size: tuple[int, int]) -> None:
@@ -50,6 +48,29 @@ def check_images(paths: Sequence[Path], size: tuple[int, int]) -> None:
         UserError: a photograph is damaged or has another size.
     """
     _check_all(paths, lambda path, header: _check_size(path, header, size, "image", "the recording's camera"))
+
+
+def check_training_files(images: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Check that photographs and their masks are whole, and of kinds that nerfstudio reads as what they show.
+
+    Raises:
+        UserError: a file is damaged, not in grey or RGB, or a photograph alone has or lacks transparency.
+    """
+    modes: dict[bool, Path] = {}
+
+    def photograph(path: Path, header: Header) -> None:
+        if header.mode not in _COLOUR_MODES:
+            raise UserError(f"image {path} is in {header.mode} colours, expected RGB, RGBA or 8-bit grey: convert it")
+        modes.setdefault(header.mode == "RGBA", path)
+        if len(modes) > 1:
+            raise UserError(f"image {modes[True]} is transparent and {modes[False]} is not: convert them to be alike")
+
+    def mask(path: Path, header: Header) -> None:
+        if header.mode not in _MASK_MODES:
+            raise UserError(f"mask {path} is a {header.mode} image, expected one value per pixel: save it as grey")
+
+    _check_all(images, photograph)
+    _check_all(masks, mask)
 
 
 def check_label_maps(paths: Sequence[Path], size: tuple[int, int]) -> None:
@@ -107,27 +128,19 @@ def _check_size(path: Path, header: Header, size: tuple[int, int], kind: str, pa
 def _whole_header(path: Path) -> Header:
     try:
         stat = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"image {path} cannot be read ({reason(error)}): {_REMEDY}") from error
     return _verify(path, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
 def _verify(path: Path, length: int, changed: int) -> Header:
     """Return the header of an image without damage; remembered while the file has this length and time of change."""
-    try:
-        with Image.open(path) as image:
-            header = Header((image.height, image.width), image.mode)
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft("RGB", (image.width // 8, image.height // 8))
-                image.load()
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    with open_picture(path, f"image {path}", _REMEDY) as image:
+        header = Header((image.height, image.width), image.mode)
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.load()
     return header
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return UserError(f"image {path} cannot be read ({reason}): put an undamaged file there")

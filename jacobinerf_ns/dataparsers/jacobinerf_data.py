@@ -12,19 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy, whole_factor
+from jacobinerf_ns.dataparsers.image_checks import check_training_files
 from jacobinerf_ns.dataparsers.label_folders import folder_beside, label_files
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.dataparsers.transforms_file import Meta, read_transforms, warnings_of
+from jacobinerf_ns.errors import UserError, reason, visible
 from jacobinerf_ns.files.index_maps import read_classes
 
-Meta = dict[str, Any]
-
-_INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 _LABEL_KEYS = {"semantics_path": "semantics_filenames", "instances_path": "instances_filenames"}
 _OTHER_EVAL = {"val": "test", "test": "val"}
 _reported: set[tuple[Path, str]] = set()
@@ -63,7 +61,8 @@ class JacobiNeRFDataParser(Nerfstudio):
             UserError: the capture is missing or damaged, or has no image for this split.
         """
         json_path, folder = _locate(self.config.data)
-        listed = _read_frames(json_path)
+        listed = read_transforms(json_path)
+        _warn(json_path, listed)
         factor = whole_factor(self.config.downscale_factor)
         frames = [frame for frame in listed["frames"] if _image_exists(folder, frame["file_path"], factor)]
         _report_dropped(json_path, listed["frames"], frames)
@@ -77,6 +76,8 @@ class JacobiNeRFDataParser(Nerfstudio):
             factor = whole_factor(self.downscale_factor)
         if factor is not None and factor > 1:
             _downscale(outputs, factor, folder)
+        if self.downscale_factor is None:
+            check_training_files(outputs.image_filenames, outputs.mask_filenames or [])
         return outputs
 
     def _automatic_factor(self, frame: Meta, folder: Path) -> int:
@@ -115,39 +116,6 @@ def _locate(data: Path) -> tuple[Path, Path]:
     return (data / "transforms.json").absolute(), data.absolute()
 
 
-def _read_frames(path: Path) -> Meta:
-    """Return the content of a transforms file, with every frame known to have a path, a finite pose and intrinsics."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): expected nerfstudio's transforms.json") from error
-    frames = meta.get("frames") if isinstance(meta, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path} has no frames: expected a list 'frames' with one entry per image")
-    for index, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise UserError(f"{path}: frame {index} has no file_path: expected the image's path")
-        _check_pose(path, frame)
-        missing = [key for key in _INTRINSICS if key not in meta and key not in frame]
-        if missing:
-            raise UserError(
-                f"{path}: {missing[0]} is given neither for the capture nor for {frame['file_path']}: "
-                f"expected {', '.join(_INTRINSICS)} in pixels"
-            )
-    return meta
-
-
-def _check_pose(path: Path, frame: Meta) -> None:
-    try:
-        pose = np.array(frame.get("transform_matrix"), dtype=np.float64)
-    except (TypeError, ValueError):
-        pose = np.empty(0)
-    if pose.shape != (4, 4):
-        raise UserError(f"{path}: {frame['file_path']} has no 4x4 transform_matrix: expected its camera-to-world pose")
-    if not np.isfinite(pose).all():
-        raise UserError(f"{path}: the pose of {frame['file_path']} has a NaN or infinite entry: correct or remove it")
-
-
 def _join(folder: Path, name: str) -> Path:
     return Path(os.path.normpath(folder / name))
 
@@ -169,7 +137,15 @@ def _report_dropped(json_path: Path, listed: list[Meta], kept: list[Meta]) -> No
     line = f"dropped {len(dropped)} of {len(listed)} frames: no image file (first: {dropped[0] if dropped else ''})"
     if dropped and (json_path, line) not in _reported:
         _reported.add((json_path, line))
-        print(line, flush=True)
+        print(visible(line), flush=True)
+
+
+def _warn(json_path: Path, meta: Meta) -> None:
+    """Say once per process what is odd about the frames."""
+    for line in warnings_of(meta):
+        if (json_path, line) not in _reported:
+            _reported.add((json_path, line))
+            print(f"warning: {visible(line)}", flush=True)
 
 
 def _split_lists(meta: Meta, frames: list[Meta], folder: Path, split: str, json_path: Path) -> Meta:
@@ -211,16 +187,21 @@ def _run_stock(config: NerfstudioDataParserConfig, meta: Meta, split: str, json_
     """Run nerfstudio's own parser on a rewritten `transforms.json`, at the original size."""
     with tempfile.TemporaryDirectory() as temporary:
         rewritten = Path(temporary) / "transforms.json"
-        rewritten.write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            rewritten.write_text(json.dumps(meta), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{rewritten} cannot be written ({reason(error)}): free some space, or set TMPDIR"
+            ) from error
         stock = Nerfstudio(replace(config, data=rewritten), downscale_factor=1)
         try:
             outputs = stock.get_dataparser_outputs(split)
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"{json_path}: {' '.join(str(error).split())}") from error
         except ZeroDivisionError as error:
             raise UserError(
                 f"all cameras of {json_path} are at one place: expected views from several, or --auto-scale-poses False"
             ) from error
+        except (AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{json_path}: nerfstudio's parser refuses it ({reason(error)}): correct it") from error
     if not outputs.image_filenames:
         raise UserError(
             f"no image in split '{split}' of {json_path} ({len(meta['frames'])} frames, eval-mode {config.eval_mode}): "

@@ -5,7 +5,6 @@
 numbers per frame: the row-major camera-to-world matrix, OpenCV axes. The horizontal field of view is 90 degrees.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from jacobinerf_ns.dataparsers.posed_frames import (
     read_matrix,
 )
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files.outside import read_json
 
 POSES_NAME = "traj_w_c.txt"
 LEGEND_NAME = "info_semantic.json"
@@ -122,10 +122,7 @@ def read_class_names(path: Path) -> dict[int, str]:
         UserError: the file cannot be read, or names no class.
     """
     layout = f'{path}: expected {{"classes": [{{"id": 1, "name": "wall"}}, ...]}}, or objects with class_id, class_name'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{layout}, found no readable JSON ({error})") from error
+    content = read_json(path, "the names of Replica's classes")
     lists = [content.get("objects"), content.get("classes")] if isinstance(content, dict) else [content]
     names: dict[int, str] = {}
     for entry in (entry for entries in lists if isinstance(entries, list) for entry in entries):

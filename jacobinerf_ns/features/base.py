@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.digests import digest_of_text
+from jacobinerf_ns.files.outside import open_picture
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,11 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     Raises:
         UserError: it is missing or no image.
     """
-    try:
-        with Image.open(path) as opened:
-            if opened.has_transparency_data:
-                opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
-            image = opened.convert("RGB")
-    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image ({type(error).__name__}): replace the file") from error
+    with open_picture(path, f"image {path}", "replace the file") as opened:
+        picture: Image.Image = opened
+        if opened.has_transparency_data:
+            picture = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
+        image = picture.convert("RGB")
     if size is not None and image.size != size[::-1]:
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     return image

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.features.base import BatchExtractor, Extractor, FeatureGrid, Frame
-from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
 from jacobinerf_ns.progress import track
 
@@ -92,6 +92,7 @@ def fill_many(folder: Path, keys: Sequence[str], make: Callable[[list[int]], Ite
     Each file is renamed into place when it is complete: interrupt it at any time, the next call goes on from there.
     """
     paths = [folder / f"{key}{_SUFFIX}" for key in keys]
+    _check_places(folder, paths)
     damaged = {path for path in set(paths) if path.exists() and not _is_whole(path)}
     todo = {path: i for i, path in enumerate(paths) if path in damaged or not path.exists()}
     start = time.perf_counter()
@@ -103,12 +104,30 @@ def fill_many(folder: Path, keys: Sequence[str], make: Callable[[list[int]], Ite
     return Filled(paths, len(todo), time.perf_counter() - start)
 
 
+def _check_places(folder: Path, paths: Sequence[Path]) -> None:
+    """Check, before an hour of extracting, that files can be put where they belong.
+
+    Raises:
+        UserError: something else is in the way, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder for features {folder} cannot be made ({reason(error)}): give another --cache-dir"
+        ) from error
+    strange = next((path for path in paths if path.exists() and not path.is_file()), None)
+    if strange is not None:
+        raise UserError(f"{strange} is no file, and a feature file belongs there: move it away")
+
+
 def write_grid(path: Path, grid: FeatureGrid, source: Path) -> None:
     """Write a grid in half precision, atomically.
 
     Raises:
-        UserError: values do not fit; the message names `source`.
+        UserError: values do not fit; the message names `source`. Or the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if not torch.isfinite(grid.values).all():
@@ -120,8 +139,11 @@ def write_grid(path: Path, grid: FeatureGrid, source: Path) -> None:
             "scale them down"
         )
     geometry = {"origin": grid.origin, "step": grid.step, "shape": list(half.shape)}
-    with atomic_write(path) as temporary:
-        save_file({"features": half}, temporary, metadata={"grid": json.dumps(geometry)})
+    with writing(path, overwrite=True) as temporary:
+        try:
+            save_file({"features": half}, temporary, metadata={"grid": json.dumps(geometry)})
+        except SafetensorError as error:  # So it calls a disk that is full.
+            raise OSError(reason(error)) from error
 
 
 def read_grid(path: Path) -> FeatureGrid:
@@ -130,16 +152,18 @@ def read_grid(path: Path) -> FeatureGrid:
     Raises:
         DamagedFile: the file is missing, cut short or of another layout (its values are not looked at).
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as opened:
             values = opened.get_tensor("features")
             geometry = json.loads((opened.metadata() or {})["grid"])
         grid = FeatureGrid(values, tuple(geometry["origin"]), tuple(geometry["step"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # Of a damaged header safetensors and its numbers raise what Python raises on the way.
         raise DamagedFile(path) from error
-    if values.dtype != torch.float16 or values.ndim != 3 or list(values.shape) != geometry.get("shape"):
+    numbers = [*grid.origin, *grid.step]
+    placed = len(grid.origin) == len(grid.step) == 2 and all(type(number) in (int, float) for number in numbers)
+    if values.dtype != torch.float16 or values.ndim != 3 or list(values.shape) != geometry.get("shape") or not placed:
         raise DamagedFile(path)
     return grid
 

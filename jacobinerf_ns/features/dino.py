@@ -21,6 +21,8 @@ from jacobinerf_ns.features.streaming import HostCopy, read_ahead, to_device
 
 GPU_BATCH = 8
 """Images at a time on a GPU: what one image of 10,000 patches leaves idle; a dozen MB each."""
+MAX_LOAD_SIZE = 4096
+"""Pixels of the shorter side: attention between a million patches fits into no memory."""
 _KEY_NAMES = ("k_proj", "key", "keys", "to_k")
 _FUSED_NAMES = ("qkv", "in_proj", "query_key_value")
 
@@ -96,6 +98,8 @@ class DinoExtractor:
             raise UserError(
                 f"load size {config.load_size} given, and {config.model} has patches of {self.patch} pixels"
             )
+        if config.load_size > MAX_LOAD_SIZE:
+            raise UserError(f"load size {config.load_size} given, expected at most {MAX_LOAD_SIZE} pixels")
         self.batch_size = _batch_size(config.batch_size, self.device)
         self._captured: dict[str, Tensor] = {}
         self.layer = self._hook_layer()

@@ -21,6 +21,7 @@ _LIGHTNESS_SCALE, _CHROMA_SCALE = 40.0, 10.0  # CIELAB units; lightness counts l
 _TEXTURE_SIGMAS = (0.5, 1.0, 2.0)  # Pixels.
 _TEXTURE_FLOOR = 1.0  # CIELAB units of contrast below which texture is noise of the camera.
 _ORIENTATION_WEIGHT = 0.5
+_LARGEST_CELL = 256  # Blurring takes time in proportion to it, and no patch of a teacher is larger.
 
 
 @dataclass
@@ -29,7 +30,7 @@ class HandcraftedConfig:
 
     cell: int = 4
     """Side of the cells of the grid, pixels of the training image. Colour is blurred over half a cell, texture over
-    one."""
+    one. 1..256."""
 
     def setup(self, device: torch.device | str = "cpu") -> "HandcraftedExtractor":
         """Return the extractor; it works on the CPU whatever the device."""
@@ -40,8 +41,8 @@ class HandcraftedExtractor:
     """Describes colour, texture energy and its direction, and maps them such that cosines act as a Gaussian kernel."""
 
     def __init__(self, config: HandcraftedConfig) -> None:
-        if config.cell < 1:
-            raise UserError(f"handcrafted: cell of {config.cell} pixels given, expected at least 1")
+        if not 1 <= config.cell <= _LARGEST_CELL:
+            raise UserError(f"handcrafted: cell of {config.cell} pixels given, expected 1..{_LARGEST_CELL}")
         self.config = config
 
     def fingerprint(self) -> str:

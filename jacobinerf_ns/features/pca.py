@@ -15,10 +15,10 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.features.base import FeatureGrid
 from jacobinerf_ns.features.cache import Filled, fill, read_grid
-from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_text
 
 PATCH_BUDGET = 20_000
@@ -86,8 +86,11 @@ def _fit_and_write(path: Path, members: Sequence[Path], feature_dim: int | None,
     if feature_dim is not None:
         dim = len(projection.basis)
         Console().print(f"PCA from {dim} to {feature_dim} dimensions keeps {kept:.1%} of the energy", soft_wrap=True)
-    with atomic_write(path) as temporary:
-        torch.save({"mean": projection.mean, "basis": projection.basis}, temporary)
+    with writing(path, overwrite=True) as temporary:
+        try:
+            torch.save({"mean": projection.mean, "basis": projection.basis}, temporary)
+        except RuntimeError as error:  # So torch calls a disk that is full.
+            raise OSError(reason(error)) from error
     return projection
 
 

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
+from jacobinerf_ns.files.outside import MAX_ARRAY_VALUES, check_regular, read_array
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -92,22 +93,20 @@ class PrecomputedExtractor:
 
 
 def _load(path: Path) -> Float[Tensor, "..."]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.suffix == ".npy":
+        return torch.from_numpy(read_array(path).astype(np.float32))
+    check_regular(path, "a safetensors file", 8 * MAX_ARRAY_VALUES)
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            if array.dtype.kind not in "fiu":
-                raise UserError(f"{path} holds {array.dtype}, expected real numbers")
-            return torch.from_numpy(array.astype(np.float32))
         tensors = load_file(path)
-    except (OSError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): write it again") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not a plain array ({error}): save it with numpy.save") from error
+    except Exception as error:  # Of damaged headers its reader raises what Python raises on the way.
+        raise UserError(f"{path} is damaged ({reason(error)}): write it again") from error
     if "features" not in tensors and len(tensors) != 1:
-        raise UserError(f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}): name one features")
-    return tensors.get("features", next(iter(tensors.values()))).float()
+        raise UserError(f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))[:60]}): name one features")
+    values = tensors["features"] if "features" in tensors else next(iter(tensors.values()))
+    if values.is_complex() or values.dtype == torch.bool or values.numel() > MAX_ARRAY_VALUES:
+        raise UserError(
+            f"{path} holds {values.numel()} values of {values.dtype}, expected at most {MAX_ARRAY_VALUES} real numbers"
+        )
+    return values.float()

@@ -3,18 +3,17 @@
 Only the oracle teacher and the evaluation read them; shaping and clicks need none.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, visible
 from jacobinerf_ns.files.grids import resample
+from jacobinerf_ns.files.outside import open_picture, read_json, shortened
 
 VOID_ID = 0
 """Index of pixels without ground truth, in semantic and in instance maps."""
@@ -37,19 +36,9 @@ def read_label_map(
     Raises:
         UserError: the file is missing or damaged, is no index image, or has neither size.
     """
-    ids = _read_indices(path)
+    ids = _read_indices(path, size, original_size)
     found = (ids.shape[0], ids.shape[1])
-    if found == tuple(size):
-        return torch.from_numpy(ids)
-    if original_size is None or found != tuple(original_size):
-        wanted = f"{size[1]}x{size[0]}"
-        if original_size is not None and tuple(original_size) != tuple(size):
-            wanted += f" or {original_size[1]}x{original_size[0]} (not downscaled)"
-        raise UserError(
-            f"label map {path} is {found[1]}x{found[0]} pixels (width x height), expected {wanted}: "
-            "label maps need the size of their image"
-        )
-    return torch.from_numpy(resample(ids, size))
+    return torch.from_numpy(ids if found == tuple(size) else resample(ids, size))
 
 
 def read_classes(path: Path) -> dict[int, str]:
@@ -61,16 +50,18 @@ def read_classes(path: Path) -> dict[int, str]:
     Raises:
         UserError: the file is not readable, not of this layout, has an id twice, or counts void as a class.
     """
-    layout = f'{path}: expected {{"void_id": 0, "classes": [{{"id": 1, "name": "wall"}}, ...]}}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{layout}, found no readable JSON ({error})") from error
+    layout = '{"void_id": 0, "classes": [{"id": 1, "name": "wall"}, ...]}'
+    content = read_json(path, layout)
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(_is_class(entry) for entry in entries):
-        raise UserError(f"{layout}, found something else")
+        raise UserError(f"{path}: expected {layout}, found something else")
+    for entry in entries:
+        if entry["name"] != visible(entry["name"]):
+            raise UserError(f"{path}: the class name {entry['name']!r} has control characters: rename the class")
     if content.get("void_id", VOID_ID) != VOID_ID:
-        raise UserError(f"{path}: void_id is {content['void_id']}, expected {VOID_ID}: renumber the label maps")
+        raise UserError(
+            f"{path}: void_id is {shortened(content['void_id'])}, expected {VOID_ID}: renumber the label maps"
+        )
     names = {entry["id"]: entry["name"] for entry in entries if entry["id"] != VOID_ID}
     if len(names) != sum(entry["id"] != VOID_ID for entry in entries):
         raise UserError(f"{path}: a class id occurs twice, expected one entry per id")
@@ -86,20 +77,22 @@ def _is_class(entry: Any) -> bool:
     )
 
 
-def _read_indices(path: Path) -> np.ndarray:
-    """Return the ids of a label map as an int64 array [height, width] of its own, at the size of the file."""
-    if not path.is_file():
+def _read_indices(path: Path, size: tuple[int, int], original_size: tuple[int, int] | None) -> np.ndarray:
+    """Return the ids of a label map as an int64 array [height, width] of its own, of one of the two sizes."""
+    if not path.exists():
         raise UserError(f"label map {path} is missing: put the file there, or remove its entry from transforms.json")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode not in INDEX_MODES:
-                raise UserError(
-                    f"label map {path} is a {image.mode} image, expected one 8- or 16-bit index per pixel: "
-                    "save ids as a greyscale or palette PNG, not as colours"
-                )
-            return np.array(image).astype(np.int64)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"label map {path} cannot be read ({error}): expected a PNG, write the file again") from error
+    with open_picture(path, f"label map {path}", "expected a PNG, write the file again") as image:
+        if image.mode not in INDEX_MODES:
+            raise UserError(
+                f"label map {path} is a {image.mode} image, expected one 8- or 16-bit index per pixel: "
+                "save ids as a greyscale or palette PNG, not as colours"
+            )
+        if (image.height, image.width) not in (tuple(size), original_size and tuple(original_size)):
+            wanted = f"{size[1]}x{size[0]}"
+            if original_size is not None and tuple(original_size) != tuple(size):
+                wanted += f" or {original_size[1]}x{original_size[0]} (not downscaled)"
+            raise UserError(
+                f"label map {path} is {image.width}x{image.height} pixels (width x height), expected {wanted}: "
+                "label maps need the size of their image"
+            )
+        return np.array(image).astype(np.int64)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
-from PIL import Image
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.grids import is_scaled, pixels_under, resample
 from jacobinerf_ns.files.index_maps import INDEX_MODES
 from jacobinerf_ns.files.names import files_below
+from jacobinerf_ns.files.outside import open_picture
 
 _NEITHER = (0.1, 0.9)
 """Shares of a mask's largest value between which a pixel is neither black nor white."""
@@ -26,13 +26,9 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
     Raises:
         UserError: the file is missing, damaged or has too many values to be a mask, as a photograph has.
     """
-    try:
-        with Image.open(path) as image:
-            whole = image.mode in INDEX_MODES and image.mode not in ("L", "P")
-            pixels = np.array(image if whole else image.convert("RGB").convert("L"), dtype=np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"mask {path} cannot be read ({reason}): put an undamaged file there") from error
+    with open_picture(path, f"mask {path}", "put an undamaged file there") as image:
+        whole = image.mode in INDEX_MODES and image.mode not in ("L", "P")
+        pixels = np.array(image if whole else image.convert("RGB").convert("L"), dtype=np.int64)
     largest = pixels.max()
     low, high = (share * largest for share in _NEITHER)
     soft = float(((pixels > low) & (pixels < high)).mean())

@@ -1,12 +1,12 @@
 """Output folders that a long command fills file by file, so that it can be interrupted and go on later."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json
+from jacobinerf_ns.files.outside import read_json
 
 VERSION = 1
 REMEDY = "choose another --output-dir, or --overwrite"
@@ -37,6 +37,7 @@ def claim_folder(
     """
     folder = manifest.parent
     earlier = _read_manifest(manifest, overwrite)
+    _check_links(folder, {*earlier.get("files", ()), *files} if overwrite else files)
     if overwrite:
         _remove(folder, {*earlier.get("files", ()), *files})
         earlier = {}
@@ -52,10 +53,10 @@ def claim_folder(
 def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
     """Return the manifest of an earlier run; empty where there is none, or a damaged one is overwritten."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError):
+        content = read_json(path, "a manifest")
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return {}
         content = None
     if isinstance(content, dict) and content.get("version") == VERSION and isinstance(content.get("made_of"), dict):
         files = content.get("files")
@@ -69,6 +70,21 @@ def _read_manifest(path: Path, overwrite: bool) -> dict[str, Any]:
 def _stays_inside(name: Any) -> bool:
     """Return whether a name stays inside: by a damaged manifest nothing outside of the folder may be deleted."""
     return isinstance(name, str) and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def _check_links(folder: Path, names: Collection[str]) -> None:
+    """Check that no folder in the folder is a link to elsewhere: files there are nobody's here to write or remove.
+
+    Raises:
+        UserError: one is.
+    """
+    try:
+        root = folder.resolve()
+        for inner in sorted({(folder / name).parent for name in names}):
+            if not inner.resolve().is_relative_to(root):
+                raise UserError(f"{inner} is a link out of {folder}: take it away, or choose another --output-dir")
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be used as a folder ({error}): choose another --output-dir") from error
 
 
 def _check_same(

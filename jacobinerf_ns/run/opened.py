@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.utils.eval_utils import eval_setup
+import torch
+from nerfstudio.data.dataparsers.base_dataparser import DataParser
 
 from jacobinerf_ns.annotations.changes import set_view
 from jacobinerf_ns.annotations.notes import Notes
@@ -20,9 +19,11 @@ from jacobinerf_ns.annotations.settings import adjusted
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, read_annotations
 from jacobinerf_ns.compat.checkpoints import latest_checkpoint
 from jacobinerf_ns.compat.console import quiet_nerfstudio
-from jacobinerf_ns.errors import UserError, caught_outside
+from jacobinerf_ns.compat.opening import load_checkpoint
+from jacobinerf_ns.errors import UserError, caught_outside, reason
 from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
+from jacobinerf_ns.run.config_file import read_config
 from jacobinerf_ns.run.labelled_views import Labels
 from jacobinerf_ns.run.photos import Photo, Split, list_photos
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
@@ -168,21 +169,18 @@ def open_run(
         UserError: no such file, not a run of this package, or no checkpoint.
     """
     config_path = Path(config_path).absolute()
-    _own_config(config_path)
-
-    def prepare(config: TrainerConfig) -> TrainerConfig:
-        prepared = _prepared(config, config_path, annotations, load_photos)
-        if change is not None:
-            change(prepared)
-        return prepared
-
+    config = _prepared(_own_config(config_path), config_path, annotations, load_photos)
+    if change is not None:
+        change(config)
+    config.load_dir = config.get_checkpoint_dir()
     with quiet_nerfstudio(), caught_outside(), _same_order_of_photos():
         try:
-            config, pipeline, _, step = eval_setup(config_path, test_mode=test_mode, update_config_callback=prepare)
-        except (yaml.YAMLError, FileNotFoundError) as error:
-            raise UserError(f"{config_path} cannot be opened: {error}") from error
-    assert isinstance(config, JacobiNeRFTrainerConfig)
-    assert isinstance(pipeline, JacobiNeRFPipeline)
+            pipeline = config.pipeline.setup(device=_device(), test_mode=test_mode)
+            assert isinstance(pipeline, JacobiNeRFPipeline)
+            pipeline.eval()
+            _, step = load_checkpoint(config, pipeline)
+        except OSError as error:
+            raise UserError(f"{config_path} cannot be opened ({reason(error)}): put its files back") from error
     return Run(config, pipeline, config_path.parent, step)
 
 
@@ -201,16 +199,10 @@ def read_capture(config_path: Path) -> Capture:
     Raises:
         UserError: the file is not a run's config.yml, or the capture is gone or damaged.
     """
-    config = _read_config(config_path)
-    datamanager = config.pipeline.datamanager
-    parser_config = datamanager.dataparser
-    # As nerfstudio's data manager does: --data on the command line goes before the parser's own.
-    data = datamanager.data or config.data
-    if data is not None:
-        parser_config.data = Path(data)
-    parser = parser_config.setup()
+    config = read_config(config_path)
+    parser = _parser(config)
     if hasattr(parser, "downscale_factor"):
-        parser.downscale_factor = 1
+        setattr(parser, "downscale_factor", 1)  # noqa: B010 (only some parsers have it)
     with quiet_nerfstudio():
         try:
             outputs = parser.get_dataparser_outputs(split="train")
@@ -221,27 +213,39 @@ def read_capture(config_path: Path) -> Capture:
     return Capture(annotations, list(outputs.image_filenames), list(zip(widths, heights, strict=True)))
 
 
+def parser_of(config_path: Path) -> tuple[DataParser, Path | None]:
+    """Return the dataparser of a run, with its options, and the folder of label maps that it was given.
+
+    Raises:
+        UserError: the file is not a run's config.yml.
+    """
+    config = read_config(config_path)
+    return _parser(config), getattr(config.pipeline.datamanager, "label_dir", None)
+
+
+def _parser(config: Any) -> DataParser:
+    datamanager = config.pipeline.datamanager
+    parser_config = datamanager.dataparser
+    # As nerfstudio's data manager does: --data on the command line goes before the parser's own.
+    data = datamanager.data or config.data
+    if data is not None:
+        parser_config.data = Path(data)
+    return parser_config.setup()
+
+
 def _own_config(path: Path) -> JacobiNeRFTrainerConfig:
     """Return the config of a run of this package as it was written."""
     if not path.is_file():
         raise UserError(f"no such file: {path}: expected the config.yml that training wrote")
-    config = _read_config(path)
+    config = read_config(path)
     if not isinstance(config, JacobiNeRFTrainerConfig):
         raise UserError(f"{path} is a run of {config.method_name}: expected a jacobinerf run")
     return config
 
 
-def _read_config(path: Path) -> Any:
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give --load-config a run's config.yml") from error
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a config.yml that training wrote ({reason})") from error
-    if not hasattr(config, "pipeline"):
-        raise UserError(f"{path} is not a config.yml that training wrote: give --load-config the one of a run")
-    return config
+def _device() -> torch.device:
+    """Return nerfstudio's choice."""
+    return torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -256,10 +260,9 @@ def _same_order_of_photos() -> Iterator[None]:
 
 
 def _prepared(
-    config: TrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
+    config: JacobiNeRFTrainerConfig, config_path: Path, annotations: str | Path | None, load_photos: bool
 ) -> JacobiNeRFTrainerConfig:
     """Return a run's own config, changed to be looked at instead of trained."""
-    assert isinstance(config, JacobiNeRFTrainerConfig)
     latest_checkpoint(config.get_checkpoint_dir())
     own = annotations_path(config.pipeline, config_path)
     config.pipeline.annotations = own if annotations is None else Path(annotations)

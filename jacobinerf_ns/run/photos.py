@@ -15,6 +15,12 @@ from jacobinerf_ns.errors import UserError
 
 Split = Literal["train", "test", "all"]
 
+_RECORDED = (
+    *("rgb", "depth", "semantic_class", "semantic_instance"),
+    *("color", "pose", "intrinsic", "label", "label-filt", "instance", "instance-filt"),
+)
+"""Folders of originals in a sequence of Replica and a scene of ScanNet, beside that of the photos."""
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -86,6 +92,12 @@ def check_capture_is_safe(folder: Path, paths: Sequence[Path], photos: Sequence[
     """
     if (folder / "transforms.json").exists():
         raise UserError(f"{folder} is a capture, with its own images and labels: choose another --output-dir")
+    roots = {photo.path.parent.parent.resolve() for photo in photos}
+    originals = {photo.path.parent.resolve() for photo in photos} | {
+        root / name for root in roots for name in _RECORDED
+    }
+    if not originals.isdisjoint((folder.resolve(), *folder.resolve().parents)):
+        raise UserError(f"{folder} is a folder of the capture's own files: choose another --output-dir")
     own = {path.resolve() for photo in photos for path in (photo.path, photo.trained, *photo.truth)}
     for path in paths:
         if path.resolve() in own:

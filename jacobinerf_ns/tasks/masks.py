@@ -27,6 +27,7 @@ from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_each, tensor_bytes
 from jacobinerf_ns.files.grids import resample
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
+from jacobinerf_ns.files.outside import open_picture
 from jacobinerf_ns.files.resumable import claim_folder
 from jacobinerf_ns.progress import progress_bar
 from jacobinerf_ns.run.labelled_views import Labels
@@ -302,11 +303,8 @@ def draw_overlay(photo: Photo, ids: Int[np.ndarray, "height width"], labels: Seq
         UserError: it cannot be read.
     """
     path = photo.path if photo.path.is_file() else photo.trained
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB").resize(photo.size[::-1])
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be read ({error}): put it back, or leave --overlays out") from None
+    with open_picture(path, f"image {path}", "put it back, or leave --overlays out") as image:
+        picture = image.convert("RGB").resize((photo.size[1], photo.size[0]))
     pixels = np.asarray(picture, dtype=np.float32)
     table = np.zeros((max([0, *(label.id for label in labels)]) + 1, 3), dtype=np.float32)
     for label in labels:

@@ -4,8 +4,7 @@ Pixels are (x, y) = (column, row) from the top left corner. Fractions, as other 
 of the image, so that pixel x reaches from x to x + 1. A label map holds one label id per pixel; 0 is void.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.annotations.schema import MAX_ID, Colour, Label, Pixel
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.files import outside
 from jacobinerf_ns.files.names import NAME, STEM, NameIndex
 
 Size = tuple[int, int]
@@ -53,7 +53,7 @@ class LabelledImage:
     name: str
     """As the file names the image."""
     size: Size
-    regions: tuple[Region, ...]
+    regions: Sequence[Region]
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,7 @@ def load_json(path: Path) -> Any:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): expected a COCO or LabelMe file") from error
+    return outside.read_json(path, "a COCO or LabelMe file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -226,8 +223,26 @@ class ImageNames:
         return self.known[found[0]]
 
 
+class Decoded(Sequence[Region]):
+    """Regions of an image, each decoded when it is asked for: all masks of a large photo would fill the memory."""
+
+    def __init__(self, entries: Sequence[Any], decode: Callable[[int, Any], Sequence[Region]]) -> None:
+        """Take what a file says of regions, and what makes them of the number and content of an entry."""
+        self._entries, self._decode = entries, decode
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Region]:
+        for number, entry in enumerate(self._entries):
+            yield from self._decode(number, entry)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+
 def check_size(image: LabelledImage, known: Mapping[str, Size], name: str, source: Path) -> None:
-    """Check that a file counts pixels in an image of the capture's size.
+    """Check that a file counts pixels in an image of the capture's size, before any region is decoded.
 
     Raises:
         UserError: it has another one.

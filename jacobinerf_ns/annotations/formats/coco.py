@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
 from jacobinerf_ns.annotations.formats.base import (
+    Decoded,
     FileLabel,
     LabelFormat,
     LabelledImage,
@@ -26,13 +27,14 @@ from jacobinerf_ns.annotations.formats.outlines import outlines
 from jacobinerf_ns.annotations.formats.png import parse_colour
 from jacobinerf_ns.annotations.formats.run_lengths import mask_of_runs
 from jacobinerf_ns.annotations.schema import Label
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.outside import check_name, check_pixels, shortened
 
 Entry = dict[str, Any]
 
-_MAX_SIDE = 65_535
-"""Pixels; beyond any photo, and small enough for a damaged number not to fill the memory."""
+_MAX_OUTLINE = 1_000_000
+"""Pixels along the outline of a region, which filling it takes time and memory for."""
 
 
 def write_coco(
@@ -129,12 +131,10 @@ def _entries(path: Path, content: Entry, key: str, numbers: tuple[str, ...], tex
     for index, entry in enumerate(entries):
         sound = isinstance(entry, dict) and all(type(entry.get(number)) is int for number in numbers)
         if not sound or (text is not None and not isinstance(entry.get(text), str)):
-            raise UserError(f"{path}: {wanted}, entry {index} is {str(entry)[:80]}")
-        if "width" in numbers and not (0 < entry["width"] <= _MAX_SIDE and 0 < entry["height"] <= _MAX_SIDE):
-            raise UserError(
-                f"{path}: image {entry['file_name']} is {entry['width']}x{entry['height']} pixels, "
-                f"expected 1..{_MAX_SIDE} on each side"
-            )
+            raise UserError(f"{path}: {wanted}, entry {index} is {shortened(entry, 80)}")
+        if "width" in numbers:
+            check_name(entry["file_name"], f"{path}: file_name of image {index}")
+            check_pixels((entry["height"], entry["width"]), f"{path}: image {entry['file_name']}")
     ids = [entry["id"] for entry in entries if "id" in numbers]
     if len(set(ids)) != len(ids):
         raise UserError(f"{path}: two entries of '{key}' have the same id, expected each once")
@@ -147,8 +147,11 @@ def _decoded(
     for number, entries in regions.items():
         image = images[number]
         size = (image["height"], image["width"])
-        decoded = tuple(_decode(path, entry, size, labels[entry["category_id"]]) for entry in entries)
-        yield LabelledImage(image["file_name"], size, decoded)
+
+        def decode(_: int, entry: Entry, size: Size = size) -> list[Region]:
+            return [_decode(path, entry, size, labels[entry["category_id"]])]
+
+        yield LabelledImage(image["file_name"], size, Decoded(entries, decode))
 
 
 def _decode(path: Path, entry: Entry, size: tuple[int, int], label: FileLabel) -> Region:
@@ -156,15 +159,17 @@ def _decode(path: Path, entry: Entry, size: tuple[int, int], label: FileLabel) -
     try:
         if isinstance(segmentation, dict):
             if segmentation.get("size") != list(size):
-                raise ValueError(f"its size is {segmentation.get('size')}, its image's {list(size)} (height, width)")
+                raise ValueError(
+                    f"its size is {shortened(segmentation.get('size'))}, its image's {list(size)} (height, width)"
+                )
             return Region(label, "mask", mask_of_runs(segmentation.get("counts"), *size))
         if isinstance(segmentation, list) and segmentation:
             return Region(label, "mask", fill_polygons(segmentation, size))
         left, top, width, height = (float(number) for number in entry.get("bbox") or ())
         return Region(label, "box", points=inner_box([(left, top), (left + width, top + height)], size))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
-            f"{path}: {_called(entry)} cannot be read ({error}): expected run lengths or polygons, or a bbox, "
+            f"{path}: {_called(entry)} cannot be read ({reason(error)}): expected run lengths or polygons, or a bbox, "
             "inside of its image"
         ) from error
 
@@ -176,7 +181,7 @@ def fill_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Bool[np.nda
         ValueError: a polygon has fewer than three points, or is far outside (filling it would take for ever).
     """
     height, width = size
-    sound = []
+    sound, outline = [], 0.0
     for polygon in polygons:
         corners = np.asarray(polygon, dtype=np.float64)
         if corners.ndim != 1 or corners.size < 6 or corners.size % 2:
@@ -184,6 +189,10 @@ def fill_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Bool[np.nda
         if not (np.abs(corners) <= 2 * max(size)).all():
             raise ValueError(f"a polygon reaches far out of the image of {width}x{height} pixels")
         sound.append(corners.tolist())
+        ring = corners.reshape(-1, 2)
+        outline += float(np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1).sum())
+        if outline > _MAX_OUTLINE:
+            raise ValueError(f"its outline is longer than {_MAX_OUTLINE} pixels")
     runs = coco_mask.frPyObjects(sound, height, width)
     while len(runs) > 1:
         # In pairs: merging thousands one by one goes through the whole union every time.
@@ -192,7 +201,7 @@ def fill_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Bool[np.nda
 
 
 def _called(entry: Entry) -> str:
-    return f"annotation {entry.get('id', 'without id')}"
+    return f"annotation {shortened(entry['id']) if 'id' in entry else 'without id'}"
 
 
 def _write_polygons(

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 
 from jacobinerf_ns.annotations.formats.base import (
+    Decoded,
     FileLabel,
     LabelFormat,
     LabelledImage,
@@ -27,8 +29,9 @@ from jacobinerf_ns.annotations.formats.base import (
 from jacobinerf_ns.annotations.formats.coco import fill_polygons
 from jacobinerf_ns.annotations.formats.png import read_legend_of
 from jacobinerf_ns.annotations.schema import Label
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.files.atomic import write_json
+from jacobinerf_ns.files.outside import check_name, check_pixels, open_picture, shortened
 
 _VERSION = "5.4.0"
 """First LabelMe with masks."""
@@ -78,23 +81,39 @@ def read_labelme(path: Path) -> LabelledImage:
     Raises:
         UserError: the file is damaged, or a shape is of an unknown type or outside of the image.
     """
+    image = open_labelme(path)
+    return replace(image, regions=tuple(image.regions))
+
+
+def open_labelme(path: Path) -> LabelledImage:
+    """Do the same, and decode the shapes while they are iterated: whose image it is can be looked at before.
+
+    Raises:
+        UserError: the file is damaged; what is wrong with a shape shows while iterating.
+    """
     content = read_json(path)
     name, shapes = content.get("imagePath"), content.get("shapes")
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if not isinstance(name, str) or not name or not isinstance(shapes, list):
         raise UserError(f"{path}: expected LabelMe's imagePath and shapes, found the keys {list(content)[:12]}")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
-        raise UserError(f"{path}: imageHeight {height} and imageWidth {width}, expected the photo's size in pixels")
-    regions: list[Region] = []
-    for index, shape in enumerate(shapes):
+        raise UserError(
+            f"{path}: imageHeight {shortened(height)} and imageWidth {shortened(width)}, expected the photo's size in "
+            "pixels"
+        )
+    check_name(name, f"{path}: imagePath")
+    check_pixels((height, width), f"{path}: its image")
+
+    def decode(index: int, shape: Any) -> list[Region]:
         try:
-            regions += _regions(shape, (height, width))
-        except (KeyError, TypeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return list(_regions(shape, (height, width)))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
-                f"{path}: shape {index} cannot be read ({type(error).__name__}: {error}): expected a LabelMe shape "
-                "(mask, polygon, rectangle, circle, point, line, linestrip) inside of its image"
+                f"{path}: shape {index} cannot be read ({type(error).__name__}: {reason(error)}): expected a LabelMe "
+                "shape (mask, polygon, rectangle, circle, point, line, linestrip) inside of its image"
             ) from error
-    return LabelledImage(name, (height, width), tuple(regions))
+
+    return LabelledImage(name, (height, width), Decoded(shapes, decode))
 
 
 def _shape(name: str, mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
@@ -113,10 +132,12 @@ def _shape(name: str, mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     }
 
 
-def _regions(shape: dict[str, Any], size: tuple[int, int]) -> Iterator[Region]:
+def _regions(shape: Any, size: tuple[int, int]) -> Iterator[Region]:
+    if not isinstance(shape, dict):
+        raise TypeError(f"a shape is a {type(shape).__name__}")
     kind = shape.get("shape_type") or "polygon"
     if not isinstance(shape["label"], str):
-        raise TypeError(f"label {shape['label']} is no text")
+        raise TypeError(f"label {shortened(shape['label'])} is no text")
     label = FileLabel(shape["label"])
     points = [(float(x), float(y)) for x, y in shape["points"]]
     if kind == "mask":
@@ -132,15 +153,18 @@ def _regions(shape: dict[str, Any], size: tuple[int, int]) -> Iterator[Region]:
     elif kind in _LINES and points:
         yield Region(label, "scribble", points=tuple(inside_pixel(point, size) for point in points))
     else:
-        raise ValueError(f"shape_type {kind} with {len(points)} points")
+        raise ValueError(f"shape_type {str(kind)[:40]} with {len(points)} points")
 
 
 def _mask(text: str, points: list[tuple[float, float]], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
     """Return a mask from its cut-out; the two points are its first and last pixel."""
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
-        part = np.array(picture).astype(bool)
     (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points)
-    found, expected = part.shape, (bottom - top + 1, right - left + 1)
+    content = io.BytesIO(base64.b64decode(text, validate=True))
+    with open_picture(content, "its mask", "expected a PNG", formats=("PNG",)) as picture:
+        found, expected = (picture.height, picture.width), (bottom - top + 1, right - left + 1)
+        part = np.array(picture).astype(bool) if found == expected else np.zeros(0)
+    if part.ndim != 2 and found == expected:
+        raise ValueError("a mask has several values per pixel")
     if found != expected or min(left, top) < 0 or right >= size[1] or bottom >= size[0]:
         raise ValueError(
             f"a mask of {found} pixels (height, width) does not fit into columns {left}..{right}, rows {top}..{bottom} "
@@ -159,7 +183,7 @@ def _disc(points: list[tuple[float, float]], size: tuple[int, int]) -> Bool[np.n
 
 
 def _open(files: Sequence[Path], folder: Path, known: Mapping[str, Size], labels: Sequence[Label]) -> LabelSource:
-    read = (read_labelme(path) for path in files)
+    read = (open_labelme(path) for path in files)
     return LabelSource(read_legend_of(folder), (image for image in read if image.regions))
 
 

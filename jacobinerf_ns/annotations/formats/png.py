@@ -26,6 +26,7 @@ from jacobinerf_ns.annotations.schema import Colour, Label
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json, writing
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
+from jacobinerf_ns.files.outside import open_picture
 
 LEGEND_NAME = "classes.json"
 
@@ -135,9 +136,9 @@ def parse_colour(value: object) -> Colour | None:
 def palette_colours(path: Path) -> dict[int, Colour]:
     """Return the colours of a palette PNG by index; black, which palettes are filled up with, counts as none."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path, str(path), "") as picture:
             flat = picture.getpalette() if picture.mode == "P" else None
-    except (OSError, SyntaxError, ValueError):
+    except UserError:
         # Damage is for the reader of the pixels to report.
         return {}
     triples = np.array(flat or [], dtype=np.uint8).reshape(-1, 3).tolist()

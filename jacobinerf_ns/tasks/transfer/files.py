@@ -12,6 +12,7 @@ from jacobinerf_ns.annotations.store import AnnotationStore, write_annotations
 from jacobinerf_ns.core.matching import UNLABELLED, spread_out
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import writing
+from jacobinerf_ns.files.outside import open_picture
 from jacobinerf_ns.run.opened import annotations_path
 from jacobinerf_ns.run.photos import Photo, check_capture_is_safe
 from jacobinerf_ns.tasks.transfer.pictures import Line, Ring, draw_matches
@@ -111,8 +112,5 @@ def _place(side: Side, image: int, row: int, col: int) -> tuple[float, float]:
 
 def _open(photo: Photo) -> Image.Image:
     path = photo.trained if photo.trained.is_file() else photo.path
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be read ({error}): put it back") from None
+    with open_picture(path, f"image {path}", "put it back") as image:
+        return image.convert("RGB")
