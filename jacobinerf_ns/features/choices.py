@@ -1,18 +1,20 @@
-"""The teachers to choose from on the command line: sub-commands `dino`, `handcrafted`, `precomputed`, `oracle`."""
+"""The teachers to choose from on the command line, each a sub-command: `dino`, `clip`, `handcrafted`, ..."""
 
 import tyro
 
+from jacobinerf_ns.features.clip import ClipConfig
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
 
-ExtractorConfig = DinoConfig | HandcraftedConfig | PrecomputedConfig | OracleConfig
+ExtractorConfig = DinoConfig | ClipConfig | HandcraftedConfig | PrecomputedConfig | OracleConfig
 
 AnnotatedExtractorUnion = tyro.conf.OmitSubcommandPrefixes[
     tyro.extras.subcommand_type_from_defaults(
         {
             "dino": DinoConfig(),
+            "clip": ClipConfig(),
             "handcrafted": HandcraftedConfig(),
             "precomputed": PrecomputedConfig(),
             "oracle": OracleConfig(),
