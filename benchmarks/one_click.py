@@ -1,12 +1,14 @@
-"""One click on each of a few objects, at the default threshold: IoU with the truth, in the clicked view and elsewhere.
+"""One click on every object of captures, and nothing tuned: IoU with the truth, in the clicked view and in others.
 
+    python benchmarks/one_click.py --runs nook RUN/config.yml room OTHER/config.yml --output one_click.json
     python benchmarks/one_click.py --runs shaped RUN/config.yml unshaped OTHER/config.yml --objects chair lamp
 
-Clicks are those of a careful person: in the training view that shows most of the object, on its pixel farthest from
-the outline. All runs get the same clicks. The mask is the viewer's selection.
+Clicks are those of a careful person: in the training view that shows most of the object, on its pixel farthest from the
+outline. Runs of one capture get the same clicks. The mask is the viewer's selection of a label that is alone.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,24 +16,38 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Annotations, Click, Label
+from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.demo.contact_sheet import centre_pixel
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.files.index_maps import read_label_map
-from jacobinerf_ns.labels.outputs import selected
+from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
 
-DEFAULT_OBJECTS = ("door", "chair green", "sofa", "table wooden", "lamp white")
+LEAST_PIXELS = 60
+"""Of an object in its own view, and in all held-out views together: what is smaller is not scored."""
+STEPS = 100
+"""Thresholds that are tried between 0 and 1; levels are multiples of their distance."""
+Truth = Literal["instances", "semantics"]
+Split = Literal["train", "eval"]
+WAYS = {
+    "common": f"{COMMON_THRESHOLD:g} for all",
+    "own": "own threshold",
+    "levels": "best level that is offered",
+    "scene": "best single threshold of the scene",
+    "each": "best threshold of each object",
+}
+"""Thresholds that are compared; the last three know the truth."""
 
 
 class Case(NamedTuple):
@@ -45,53 +61,146 @@ class Case(NamedTuple):
     """(row, col)."""
 
 
+class Ious(NamedTuple):
+    """IoU of a selection, or means of it."""
+
+    clicked: float
+    """In the clicked view."""
+    pooled: float
+    """Of the pixels of all held-out views together."""
+    views: float
+    """Mean over the held-out views that show the object."""
+
+
+@dataclass
+class Found:
+    """What one run makes of all clicks."""
+
+    cases: list[Case]
+    natural: list[float]
+    """Each object's own threshold."""
+    levels: list[tuple[float, ...]]
+    """All levels that are offered, from part to whole."""
+    curves: list[list[Ious]]
+    """[objects thresholds]: IoU at every threshold that is tried."""
+
+    def best(self, thresholds: Sequence[float], place: int) -> Ious:
+        """Return the best of some thresholds, as held-out views have it."""
+        return max((self.at(place, threshold) for threshold in thresholds), key=lambda found: found.pooled)
+
+    def at(self, place: int, threshold: float) -> Ious:
+        """Return an object's IoU at a threshold."""
+        return self.curves[place][round(threshold * STEPS)]
+
+    def by(self, way: str) -> list[Ious]:
+        """Return every object's IoU with the thresholds of one of `WAYS`."""
+        places, tried = range(len(self.cases)), [step / STEPS for step in range(STEPS + 1)]
+        if way == "own":
+            return [self.at(place, self.natural[place]) for place in places]
+        if way == "levels":
+            return [self.best(self.levels[place], place) for place in places]
+        if way == "each":
+            return [self.best(tried, place) for place in places]
+        scene = max(tried, key=lambda threshold: mean([self.at(place, threshold) for place in places]).pooled)
+        threshold = COMMON_THRESHOLD if way == "common" else scene
+        return [self.at(place, threshold) for place in places]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        ways = {way: self.by(way) for way in WAYS}
+        objects = [
+            {
+                **case._asdict(),
+                "own_threshold": self.natural[place],
+                "levels": self.levels[place],
+                **{way: ious[place]._asdict() for way, ious in ways.items()},
+            }
+            for place, case in enumerate(self.cases)
+        ]
+        return {"mean": {way: mean(ious)._asdict() for way, ious in ways.items()}, "objects": objects}
+
+
 @dataclass
 class OneClick:
-    """IoU of one click per object, for several runs of one capture."""
+    """IoU of one click per object, for runs of one capture or of several."""
 
     runs: dict[str, Path]
     """NAME config.yml of each run, in the order of the columns."""
-    objects: tuple[str, ...] = DEFAULT_OBJECTS
-    """Names of the objects (or classes)."""
-    truth: Literal["instances", "semantics"] = "instances"
-    """Label maps that the names are of."""
+    objects: tuple[str, ...] = ()
+    """Names of the objects (or classes); none: all that cover 60 pixels of a training view."""
+    truth: Truth = "instances"
+    """Label maps that the objects are of."""
+    stride: int = 1
+    """Score every stride-th pixel in both directions; 1 is all."""
     output: Path | None = None
     """JSON file for the numbers."""
-    found: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    found: dict[str, Found] = field(default_factory=dict, init=False)
 
     def main(self) -> None:
-        """Measures, and prints a table."""
+        """Measures, and prints tables: all ways to a threshold, and each object with its own."""
         with one_line_exit():
             for name, config in self.runs.items():
-                self.found[name] = measure(open_run(config).pipeline, self.objects, self.truth, name)
-        table = Table(title="IoU of one click: clicked view / mean of the held-out views that show it")
-        for heading in ("object", *self.found):
-            table.add_column(heading)
-        for name in (*self.objects, "mean"):
-            table.add_row(name, *(f"{one[name][0]:.2f} / {one[name][1]:.2f}" for one in self.found.values()))
-        Console().print(table)
+                self.found[name] = measure(open_run(config).pipeline, self.objects, self.truth, self.stride, name)
+        self._print("IoU of one click: clicked view / held-out pixels / mean of held-out views", WAYS)
+        for name, one in self.found.items():
+            rows = dict(enumerate(f"{c.name} ({t:.2f})" for c, t in zip(one.cases, one.natural, strict=True)))
+            self._print_objects(name, rows)
         if self.output is not None:
-            self.output.write_text(json.dumps(self.found, indent=1) + "\n")
+            settings = {"truth": self.truth, "stride": self.stride, "least_pixels": LEAST_PIXELS}
+            runs = {name: one.as_dict() for name, one in self.found.items()}
+            self.output.write_text(json.dumps({**settings, "runs": runs}, indent=1) + "\n")
+
+    def _print(self, title: str, rows: dict[str, str]) -> None:
+        table = Table(title=title)
+        for heading in ("threshold", *(f"{name} ({len(one.cases)})" for name, one in self.found.items())):
+            table.add_column(heading)
+        for way, text in rows.items():
+            table.add_row(text, *(written(mean(one.by(way))) for one in self.found.values()))
+        Console().print(table)
+
+    def _print_objects(self, name: str, rows: dict[int, str]) -> None:
+        one = self.found[name]
+        table = Table("object (own threshold)", "own", "best level", "levels", title=name)
+        own, best = one.by("own"), one.by("levels")
+        for place, text in rows.items():
+            levels = " ".join(f"{level:.2f}" for level in one.levels[place])
+            table.add_row(text, written(own[place]), written(best[place]), levels)
+        Console().print(table)
 
 
 def measure(
-    pipeline: JacobiNeRFPipeline, objects: tuple[str, ...], truth: Literal["instances", "semantics"], description: str
-) -> dict[str, tuple[float, float]]:
-    """(IoU in the clicked view, mean IoU in held-out views) of each object, and their mean."""
+    pipeline: JacobiNeRFPipeline, objects: tuple[str, ...], truth: Truth, stride: int, description: str
+) -> Found:
+    """Clicks every object, and scores it at all thresholds; every view is rendered once for all objects."""
     pipeline.eval()
-    seen, held_out = maps(pipeline.datamanager, "train", truth), maps(pipeline.datamanager, "eval", truth)
-    found = {}
-    for case in track([choose(name, pipeline.datamanager, truth, seen) for name in objects], description=description):
-        click(pipeline, case)
-        here = iou(mask(pipeline, "train", case.view), seen[case.view] == case.value)
-        shown = [view for view, ids in enumerate(held_out) if bool((ids == case.value).any())]
-        there = [iou(mask(pipeline, "eval", view), held_out[view] == case.value) for view in shown]
-        found[case.name] = (here, float(np.mean(there)))
-    found["mean"] = tuple(float(np.mean([pair[side] for pair in found.values()])) for side in (0, 1))
-    return found
+    data = pipeline.datamanager
+    seen, held_out = maps(data, "train", truth), maps(data, "eval", truth)
+    ids = torch.cat([view.flatten() for view in held_out]).bincount(minlength=1)
+    cases = [
+        case
+        for case in choose(objects, data, truth, seen)
+        if objects or (case.value < len(ids) and ids[case.value] >= LEAST_PIXELS)
+    ]
+    snapshot = clicked(pipeline, cases)
+    shown = sorted({case.view for case in cases})
+    views: list[tuple[Split, int]] = [*(("train", i) for i in shown), *(("eval", i) for i in range(len(held_out)))]
+    counts = {}
+    for split, view in track(views, description=description):
+        ids = (seen if split == "train" else held_out)[view][stride // 2 :: stride, stride // 2 :: stride]
+        counts[split, view] = count(responses(pipeline, split, view, snapshot, stride), ids, cases)
+    there = torch.stack([counts["eval", view] for view in range(len(held_out))])
+    curves = []
+    for place, case in enumerate(cases):
+        own, others = ious(counts["train", case.view][place]), there[:, place]
+        each, visible = ious(others), others[:, 0, 0] > 0
+        pooled, single = ious(others.sum(0)), each[visible].mean(0)
+        columns = zip(own.tolist(), pooled.tolist(), single.tolist(), strict=True)
+        curves.append([Ious(*values) for values in columns])
+    plateaus = [snapshot.levels(place) for place in range(len(cases))]
+    return Found(cases, snapshot.thresholds(), [one.levels for one in plateaus], curves)
 
 
-def maps(data: FeatureDataManager, split: Literal["train", "eval"], truth: str) -> list[Int[Tensor, "height width"]]:
+def maps(data: FeatureDataManager, split: Split, truth: Truth) -> list[Int[Tensor, "height width"]]:
     """The label maps of a split, at the size that is rendered."""
     cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
     paths = [getattr(frame, truth) for frame in data.frames(split)]
@@ -101,52 +210,87 @@ def maps(data: FeatureDataManager, split: Literal["train", "eval"], truth: str) 
     return [read_label_map(path, (height, width)) for path, (height, width) in zip(paths, sizes, strict=True)]
 
 
-def choose(name: str, data: FeatureDataManager, truth: str, seen: list[Int[Tensor, "height width"]]) -> Case:
-    """Where a careful person clicks. Errors: `UserError`, no such name."""
+def choose(
+    objects: tuple[str, ...], data: FeatureDataManager, truth: Truth, seen: list[Int[Tensor, "height width"]]
+) -> list[Case]:
+    """Where a careful person clicks on named objects, or on all that are large enough. Errors: `UserError`, no name."""
     classes = json.loads((data.train_dataparser_outputs.image_filenames[0].parents[1] / "classes.json").read_text())
     names = {entry["name"]: entry["id"] for entry in classes["classes" if truth == "semantics" else "instances"]}
-    if name not in names:
-        raise UserError(f"no object {name!r}, expected one of {', '.join(names)}")
-    value = names[name]
-    view = max(range(len(seen)), key=lambda index: int((seen[index] == value).sum()))
-    return Case(name, value, view, centre_pixel((seen[view] == value).long()))
+    unknown = [name for name in objects if name not in names]
+    if unknown:
+        raise UserError(f"no object {unknown[0]!r}, expected one of {', '.join(names)}")
+    called = {value: name for name, value in names.items()}
+    there = sorted({*torch.cat([view.unique() for view in seen]).tolist()} - {VOID_ID})
+    cases = []
+    for value in [names[name] for name in objects] if objects else there:
+        sizes = [int((view == value).sum()) for view in seen]
+        view = int(np.argmax(sizes))
+        if objects or sizes[view] >= LEAST_PIXELS:
+            pixel = centre_pixel((seen[view] == value).long())
+            cases.append(Case(called.get(value, f"id {value}"), value, view, pixel))
+    return cases
 
 
-def click(pipeline: JacobiNeRFPipeline, case: Case) -> None:
-    """Shows a label with one click."""
-    camera, (row, col) = pipeline.datamanager.train_dataset.cameras[case.view], case.pixel
-    seed = Click(
-        label=1,
-        image=pipeline.datamanager.train_dataparser_outputs.image_filenames[case.view].name,
-        width=int(camera.width),
-        height=int(camera.height),
-        pixel=(col, row),
-    )
-    annotations = Annotations(labels=(Label(id=1, name="clicked", colour=(255, 0, 0)),), seeds=(seed,))
-    maker = pipeline.label_maker()
-    pipeline.model.label_source = lambda: maker.snapshot_of(annotations, Path(), needs_surface=False)
-
-
-def current_labels(pipeline: JacobiNeRFPipeline) -> LabelSnapshot:
-    """The labels that the pipeline shows."""
-    snapshot = None if pipeline.model.label_source is None else pipeline.model.label_source()
+def clicked(pipeline: JacobiNeRFPipeline, cases: Sequence[Case]) -> LabelSnapshot:
+    """One label per object, with one click each. One prototype per label answers as if each label were alone."""
+    data, seeds = pipeline.datamanager, []
+    for number, case in enumerate(cases, start=1):
+        camera, (row, col) = data.train_dataset.cameras[case.view], case.pixel
+        seeds.append(
+            Click(
+                label=number,
+                image=str(data.train_dataparser_outputs.image_filenames[case.view]),
+                width=int(camera.width),
+                height=int(camera.height),
+                pixel=(col, row),
+            )
+        )
+    labels = tuple(Label(id=number, name=f"object {number}", colour=(255, 0, 0)) for number in range(1, len(cases) + 1))
+    annotations = Annotations(labels=labels, seeds=tuple(seeds))
+    with in_eval_mode(pipeline.model):
+        snapshot = pipeline.label_maker().snapshot_of(annotations, Path(), needs_surface=False)
     assert snapshot is not None
     return snapshot
 
 
-def mask(pipeline: JacobiNeRFPipeline, split: Literal["train", "eval"], view: int) -> Bool[Tensor, "height width"]:
-    """The viewer's selection in a view of a split."""
+def responses(
+    pipeline: JacobiNeRFPipeline, split: Split, view: int, snapshot: LabelSnapshot, stride: int
+) -> Float[Tensor, "height width labels"]:
+    """Responses of the scored pixels of a view."""
     data = pipeline.datamanager
     cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
     rays = cameras[view : view + 1].to(pipeline.device).generate_rays(camera_indices=0, keep_shape=True)
-    snapshot = current_labels(pipeline)
-    found = label_view(pipeline.model, rays, snapshot)
-    return selected(found.responses, found.decision, snapshot)[..., 0].cpu()
+    return label_view(pipeline.model, rays[stride // 2 :: stride, stride // 2 :: stride], snapshot).responses.cpu()
 
 
-def iou(found: Bool[Tensor, "height width"], truth: Bool[Tensor, "height width"]) -> float:
-    """Intersection over union of two masks."""
-    return float((found & truth).sum() / (found | truth).sum().clamp(min=1))
+def count(
+    found: Float[Tensor, "height width labels"], ids: Int[Tensor, "height width"], cases: Sequence[Case]
+) -> Int[Tensor, "labels 2 levels"]:
+    """Pixels that respond at least as each threshold says: of each object, and of all others."""
+    grid = torch.arange(STEPS + 1) / STEPS
+    step = torch.bucketize(found.double(), grid.double() - 1e-9, right=True) - 1
+    rows = []
+    for place, case in enumerate(cases):
+        mine = ids == case.value
+        parts = (torch.bincount(step[..., place][inside], minlength=STEPS + 1) for inside in (mine, ~mine))
+        rows.append(torch.stack([part.flip(0).cumsum(0).flip(0) for part in parts]))
+    return torch.stack(rows)
+
+
+def ious(counts: Int[Tensor, "*views 2 levels"]) -> Float[Tensor, "*views levels"]:
+    """Intersection over union at every threshold. At the first, 0, every pixel is selected."""
+    hits, strays = counts[..., 0, :].double(), counts[..., 1, :].double()
+    return hits / (hits[..., :1] + strays).clamp(min=1)
+
+
+def mean(found: Sequence[Ious]) -> Ious:
+    """Mean over objects."""
+    return Ious(*(float(np.nanmean(column)) for column in zip(*found, strict=True)))
+
+
+def written(found: Ious) -> str:
+    """The three numbers in a cell."""
+    return " / ".join(f"{value:.2f}" for value in found)
 
 
 if __name__ == "__main__":

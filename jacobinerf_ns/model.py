@@ -21,7 +21,6 @@ from jacobinerf_ns import shaping
 from jacobinerf_ns.compat.nerfacto import built_of, implementation_named
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
-from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
 from jacobinerf_ns.hash_grid import encoding as encodings
@@ -205,7 +204,7 @@ class JacobiNeRFModel(NerfactoModel):
         if snapshot is None or not snapshot.labels:
             return {**traced.outputs, **nothing_to_show(rgb)}
         found = responses(Piece(traced), snapshot)
-        shown = pictures(rgb, found, decide(found, snapshot.config), snapshot)
+        shown = pictures(rgb, found, snapshot.decide(found), snapshot)
         return {**traced.outputs, **shown, "edited": edited_colour(self.trace, ray_bundle, traced, snapshot)}
 
     @property

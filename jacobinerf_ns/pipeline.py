@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Int
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
@@ -117,11 +118,15 @@ class JacobiNeRFPipeline(VanillaPipeline):
 
     def random_training_rays(self, count: int) -> RayBundle:
         """Rays of pixels drawn from all training images, the same ones every time."""
+        return rays_through(self.datamanager.train_dataset.cameras, self.random_training_pixels(count))
+
+    def random_training_pixels(self, count: int) -> Int[Tensor, "rays 3"]:
+        """(image, row, col) of pixels drawn from all training images, the same ones every time."""
         cameras, generator = self.datamanager.train_dataset.cameras, torch.Generator().manual_seed(0)
         images = torch.randint(len(cameras), (count,), generator=generator)
         sizes = torch.cat([cameras.height, cameras.width], dim=-1).cpu()[images]
         places = (torch.rand(count, 2, generator=generator) * sizes).floor().long()
-        return rays_through(cameras, torch.cat([images[:, None], places], dim=-1))
+        return torch.cat([images[:, None], places], dim=-1)
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False

@@ -160,6 +160,18 @@ def test_edits_settings_and_taking_back(tmp_path: Path, capsys):
     settings = found.view.propagation
     assert (settings.threshold, settings.space, settings.void_below) == (0.25, "3d", 0.125)
     assert "threshold 0.25, space 3d, void below 0.125" in capsys.readouterr().out
+    found = annotate(None, *file, "--threshold", "own", "--strictness", "-0.25")
+    assert (found.view.propagation.threshold, found.view.propagation.strictness) == ("own", -0.25)
+    assert "threshold own moved by -0.25, space 3d" in capsys.readouterr().out
+
+
+def test_sizes(tmp_path: Path, capsys):
+    path = tmp_path / "a.json"
+    write_annotations(path, two_labels())
+    for grow, words in ((2, "table (2 larger)"), (-1, "table (1 smaller)"), (0, "table ")):
+        found = annotate(None, "--file", str(path), "--label", "table", "--grow", str(grow))
+        assert [label.grow for label in found.labels] == [0, grow]
+        assert words in capsys.readouterr().out
 
 
 def test_merge_brings_masks_along(tmp_path: Path):
@@ -193,6 +205,9 @@ def test_merge_brings_masks_along(tmp_path: Path):
         ("--label chiar --rename x", "no label 'chiar' among 2 labels: did you mean chair"),
         ("--label chair --rename table", "two labels have the name table"),
         ("--delete", "--delete is about a label"),
+        ("--grow 0", "--grow is about a label"),
+        ("--label chair --grow 1000", "label 'chair': grow: expected less than or equal to 100, found 1000"),
+        ("--strictness 2", r"propagation: strictness is 2\.0, expected -1\.\.1"),
         ("--label sofa --edit remove", "no label 'sofa' among 2 labels"),
         ("--label chair --edit remove --strength 2", "edit: strength: expected less than or equal to 1, found 2"),
         ("--colour 1 2 3", "--colour belongs to --label NAME"),

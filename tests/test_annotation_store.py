@@ -36,7 +36,7 @@ def test_what_is_written_is_read(path: Path):
     write_annotations(path, every_kind())
     assert read_annotations(path) == every_kind()
     text = path.read_text(encoding="utf-8")
-    assert text.startswith('{\n "version": 1,\n "labels": [')
+    assert text.startswith('{\n "version": 2,\n "labels": [')
     assert text.endswith("}\n")
     named = changes.rename_label(every_kind(), 1, "Stühle ☺")
     write_annotations(path, named)
@@ -55,10 +55,10 @@ DAMAGED = [
     ("", "is not valid JSON"),
     ('{"version": 1, "labels": [', "is not valid JSON"),
     ("[" * 100_000, "is not valid JSON"),
-    ("[]", "has no version, expected an annotation file of version 1"),
+    ("[]", "has no version, expected an annotation file of version 2"),
     ("{}", "has no version"),
     ('{"version": "1"}', "has no version"),
-    ('{"version": 2, "seeds": "whatever"}', "made by a newer jacobinerf-ns: version 2, expected at most 1: update"),
+    ('{"version": 3, "seeds": "whatever"}', "made by a newer jacobinerf-ns: version 3, expected at most 2: update"),
     ('{"version": 1, "labels": [{"id": 1, "name": "a", "colour": [0, 0]}]}', r"labels\[0\]\.colour\[2\]"),
     ('{"version": 1, "frames": []}', "frames: unknown entry"),
 ]
@@ -343,7 +343,7 @@ def test_two_programs_and_two_threads_lose_nothing(path: Path):
     assert pixels == {(x, y) for y in (50, 51) for x in range(25)} | {(x, y) for y in (10, 11) for x in range(20)}
     assert [revision for revision, _ in seen] == sorted(revision for revision, _ in seen)
     assert store.snapshot()[1] == read_annotations(path)
-    assert json.loads(path.read_text())["version"] == 1
+    assert json.loads(path.read_text())["version"] == 2
 
 
 def test_masks_are_copied_beside_the_file_and_never_overwritten(tmp_path: Path, monkeypatch):

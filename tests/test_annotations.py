@@ -1,5 +1,8 @@
 """The annotation model: what it refuses, and in which words."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from jacobinerf_ns.annotations import changes as changes
@@ -16,6 +19,7 @@ from jacobinerf_ns.annotations.schema import (
     SpaceClick,
     ViewSettings,
 )
+from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.errors import UserError, plain_errors
 
@@ -257,3 +261,38 @@ def test_carry_over_counts_equal_seeds():
     assert changes.carry_over(theirs, twice, old).seeds.count(click(1, 2, 3)) == 1
     with pytest.raises(UserError, match="names label 1"):
         changes.carry_over(changes.add_seed(old, click(1, 6, 6)), old, changes.remove_label(old, 1))
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ({"propagation": {"threshold": 0.25, "space": "3d"}}, PropagationConfig(threshold=0.25, space="3d")),
+        ({"propagation": {"threshold": 0.7, "void_below": 0.5}}, PropagationConfig(void_below=0.5)),
+        ({"propagation": {}}, PropagationConfig()),
+        ({}, PropagationConfig()),
+    ],
+    ids=["chosen", "written unasked", "none", "no view settings"],
+)
+def test_files_of_version_1_keep_the_threshold_that_somebody_chose(tmp_path: Path, written: dict, means):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(view=written)))
+    found = read_annotations(path)
+    assert (found.version, found.view.propagation, found.labels[0].grow) == (2, means, 0)
+    write_annotations(path, found)
+    assert read_annotations(path) == found
+    # Nothing is guessed of version 2: there 0.7 was meant.
+    path.write_text(json.dumps({**content(view={"propagation": {"threshold": 0.7}}), "version": 2}))
+    assert read_annotations(path).view.propagation.threshold == 0.7
+
+
+def test_sizes_of_labels():
+    grown = changes.set_grow(two_labels(), 2, -3)
+    assert [label.grow for label in grown.labels] == [0, -3]
+    assert changes.rename_label(grown, 2, "desk").label(2).grow == -3
+    assert [label.grow for label in changes.merge(Annotations(), grown).labels] == [0, -3]
+    assert changes.grow_all(grown, None) == grown
+    assert [label.grow for label in changes.grow_all(grown, 1).labels] == [1, 1]
+    with pytest.raises(UserError, match="grow: expected less than or equal to 100, found 101"):
+        changes.set_grow(grown, 1, 101)
+    with pytest.raises(UserError, match="no label has the id 9"):
+        changes.set_grow(grown, 9, 1)

@@ -75,7 +75,7 @@ def test_what_is_seen_without_edits(rays):
 
 def test_samples_belong_to_what_they_resemble(rays):
     traced = look(rays)
-    mine = membership(_sample_responses(traced, snapshot()), 0, snapshot().config.threshold)
+    mine = membership(_sample_responses(traced, snapshot()), 0, snapshot().thresholds()[0])
     wall = traced.trace.activations[..., 0] == 1
     assert float(mine[wall].min()) > 0.99
     assert float(mine[~wall].max()) < 0.01

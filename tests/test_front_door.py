@@ -149,6 +149,29 @@ def test_clicks_that_meet_nothing(notes: jn.Notes, photo: str, xy: tuple, words:
         notes.click("wall", image=photo, xy=xy)
 
 
+def test_sizes_and_labels_that_are_alone(run: jn.Run, notes: jn.Notes, image: str, config_path: Path, tmp_path: Path):
+    """A label alone is what responds at least as its level says, here as in the files that `propagate` writes."""
+    alone = notes.remove("floor")
+    levels = run.fit(alone).snapshot.levels(0)
+    areas = []
+    for grow in (-9, 0, 9):
+        labels = run.fit(alone.grow("wall", grow))
+        view, threshold = labels.render(image), levels.levels[levels.used(grow)]
+        np.testing.assert_array_equal(view.mask("wall"), view.response("wall") >= threshold)
+        areas.append(view.mask("wall").sum())
+        asked = PropagateSettings(split="train", grow=grow)
+        write_annotations(tmp_path / "notes.json", alone.annotations)
+        folder = propagate(config_path, tmp_path / f"out{grow}", asked, tmp_path / "notes.json").folder
+        size = next(photo.size for photo in run.photos("train") if photo.path.name == image)
+        np.testing.assert_array_equal(resample(view.ids, size), png(folder / image))
+    assert areas == sorted(areas)
+    assert (run.fit(alone, threshold=0.0).render(image).response("wall") > 0).sum() == (
+        run.fit(alone, threshold=0.0).render(image).mask("wall").sum()
+    )
+    with pytest.raises(jn.UserError, match="no label 'lamp'"):
+        notes.grow("lamp", 1)
+
+
 def test_names_that_are_not_there(notes: jn.Notes):
     for change in (lambda: notes.rename("flor", "ground"), lambda: notes.remove("flor")):
         with pytest.raises(jn.UserError, match="no label 'flor' among 2 labels: did you mean floor"):

@@ -14,11 +14,14 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, write_annotations
+from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.labels.keeper import POOL_RAYS
 from jacobinerf_ns.labels.responses import prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import rays_around
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
+from jacobinerf_ns.labels.tracer import trace_all
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -253,19 +256,20 @@ def test_seeds_are_rendered_once_until_seeds_or_weights_change(pipeline, tmp_pat
     trace = pipeline.model.trace
     monkeypatch.setattr(pipeline.model, "trace", lambda rays: traces.append(1) or trace(rays))
     first = keeper()
-    assert len(traces) == 1
+    traces.clear()
     lower = replace(annotations.view.propagation, threshold=0.3)
     store.change(annotations.model_copy(update={"view": ViewSettings(propagation=lower, opacity=0.1)}))
     second = keeper()
-    assert len(traces) == 1  # a slider renders nothing anew
+    assert traces == []  # a slider renders nothing anew
     assert second.config.threshold == 0.3
     assert second.prototypes is first.prototypes
     pipeline.model.loads += 1
     keeper()
-    assert len(traces) == 2
+    assert traces
+    traces.clear()
     write_annotations(path, Annotations(labels=LABELS, seeds=(click(pipeline, 7, (1, 1)),)))
     assert len(keeper().prototypes.vectors) == 1  # another program changed the file
-    assert len(traces) == 3
+    assert len(traces) == 1
 
 
 def test_a_further_click_costs_one_ray_and_an_undo_none(pipeline, tmp_path, monkeypatch):
@@ -278,7 +282,9 @@ def test_a_further_click_costs_one_ray_and_an_undo_none(pipeline, tmp_path, monk
     both = keeper()
     store.undo()
     again = keeper()
-    assert rays == [2, 1]
+    assert rays[0] == 2
+    # The scene, which levels are found in, is looked at once.
+    assert (sum(rays[1:-1]), rays[-1]) == (POOL_RAYS, 1)
     assert torch.equal(again.prototypes.vectors, first.prototypes.vectors)
     assert torch.equal(both.prototypes.vectors[:2], first.prototypes.vectors)
     # Those of a fresh start, which renders them all at once.
@@ -433,3 +439,42 @@ def test_one_label_alone_is_not_refined_away(pipeline):
     assert not torch.equal(
         show(pipeline, two_clicks(pipeline), refine=JNERF_PLUS.refine).prototypes.vectors, both.vectors
     )
+
+
+def test_every_label_has_its_own_levels_and_a_size_among_them(pipeline):
+    snapshot = show(pipeline, two_clicks(pipeline))
+    rays = pipeline.random_training_rays(POOL_RAYS)
+    vectors = trace_all(pipeline.model, rays, lambda traced: responses(Piece(traced), snapshot))
+    for position, label in enumerate(snapshot.labels):
+        found = find_plateaus(vectors[:, position])
+        assert snapshot.levels(position) == found
+        assert snapshot.thresholds()[position] == found.levels[found.natural]
+        for grow in range(-9, 10):
+            grown = replace(snapshot, labels=tuple(one.model_copy(update={"grow": grow}) for one in snapshot.labels))
+            assert grown.thresholds()[position] == found.levels[found.used(grow)], label
+    strict = replace(snapshot, config=replace(snapshot.config, strictness=-1.0))
+    assert strict.thresholds() == [0.0, 0.0]
+
+
+def test_a_threshold_that_is_named_is_the_natural_level_of_all_labels(pipeline):
+    snapshot = show(pipeline, two_clicks(pipeline), threshold=0.33)
+    assert snapshot.thresholds() == [0.33, 0.33]
+    own = show(pipeline, two_clicks(pipeline))
+    assert all({*own.levels(k).levels, 0.33} == {*snapshot.levels(k).levels} for k in range(2))
+
+
+@pytest.mark.parametrize("strictness", [0.0, -0.5, 0.5])
+def test_a_label_alone_is_its_selection_in_every_output(pipeline, view, strictness: float):
+    """A second label that nobody has clicked yet changes nothing of that."""
+    snapshot = show(pipeline, [click(pipeline, 7, (3, 4))], strictness=strictness)
+    assert snapshot.alone
+    shown, found = (
+        pipeline.model.get_outputs_for_camera(view),
+        numbers(pipeline, view.generate_rays(0, keep_shape=True)),
+    )
+    selection = shown["selection"][..., 0]
+    mine = found.responses[..., 0]
+    assert torch.equal(selection, (mine >= snapshot.thresholds()[0]) & (mine > 0))
+    assert torch.equal(selection, shown[snapshot.mask_names()[0]][..., 0])
+    assert torch.equal(selection, found.decision.labels == 1)
+    assert not show(pipeline, two_clicks(pipeline)).alone

@@ -88,8 +88,8 @@ def test_sliders_change_the_view_without_asking_the_field_again(user: User):
     user.click_on(user.room.best_view(CHAIR))
     wide = user.show_mask()
     asked = user.viewer.ask("queried")
-    user.tab.set_number("Threshold", 0.95)
-    user.wait_until_saved(lambda saved: saved["view"]["propagation"]["threshold"] == 0.95)
+    user.tab.set_number("Threshold", 0.5)
+    user.wait_until_saved(lambda saved: saved["view"]["propagation"]["strictness"] == 0.5)
     narrow = user.wait_until_shown("selection")[..., 0] > 127
     assert 0 < narrow.sum() < wide.sum()
     assert not (narrow & ~wide).any()

@@ -90,7 +90,7 @@ def test_labels_marks_and_settings_outlive_the_page_and_the_server(user: User):
     user.tab.set_number("Opacity", 0.4)
     user.tab.set_number("Threshold", 0.75)
     saved = user.wait_until_saved(
-        lambda saved: (saved["view"]["opacity"], saved["view"]["propagation"]["threshold"]) == (0.4, 0.75)
+        lambda saved: (saved["view"]["opacity"], saved["view"]["propagation"]["strictness"]) == (0.4, 0.75)
     )
     marks = user.marks()
     assert [shape for shape, _ in marks] == ["sphere", "sphere"]

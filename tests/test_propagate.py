@@ -521,7 +521,6 @@ def test_labels_that_are_not_asked_for_still_compete(config_path: Path, tmp_path
     both = propagate(config_path, tmp_path / "both").folder
     alone = propagate(config_path, tmp_path / "alone", PropagateSettings(labels=("floor",)))
     assert read_legend(alone.folder / "classes.json") == (as_found(FLOOR),)
-    assert not alone.unopposed
     for number in range(6):
         ids = png(both / f"000{number}.png")
         np.testing.assert_array_equal(png(alone.folder / f"000{number}.png"), np.where(ids == FLOOR.id, ids, 0))

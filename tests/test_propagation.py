@@ -172,6 +172,20 @@ def test_a_single_label_is_a_sigmoid_around_the_threshold():
     assert confidence.tolist() == pytest.approx([0.5, 1 / (1 + 2.718281828**-4), 1 / (1 + 2.718281828**4)], rel=1e-4)
 
 
+def test_confidence_is_measured_against_the_winners_own_threshold():
+    found = decide(torch.tensor([[0.6, 0.1], [0.1, 0.6]]), PropagationConfig(temperature=0.1), [0.6, 0.2])
+    shares = torch.tensor([6.0, 1.0, 6.0]).exp(), torch.tensor([1.0, 6.0, 2.0]).exp()
+    assert found.labels.tolist() == [1, 2]
+    assert found.confidence.tolist() == pytest.approx([float(s.max() / s.sum()) for s in shares])
+
+
+def test_a_label_alone_ends_at_its_threshold():
+    responses = torch.tensor([[0.5], [0.4], [0.0]])
+    assert decide(responses, PropagationConfig(), [0.5], alone=True).labels.tolist() == [1, 0, 0]
+    assert decide(responses, PropagationConfig(), [0.5]).labels.tolist() == [1, 1, 0]
+    assert decide(responses, PropagationConfig(), [0.0], alone=True).labels.tolist() == [1, 1, 0]
+
+
 def test_decisions_without_labels_are_void():
     found = decide(torch.zeros(3, 0), PropagationConfig())
     assert found.labels.tolist() == [0, 0, 0]

@@ -66,6 +66,18 @@ def recolour_label(annotations: Annotations, label_id: int, colour: Colour) -> A
     return _relabel(annotations, label_id, colour=colour)
 
 
+def set_grow(annotations: Annotations, label_id: int, grow: int) -> Annotations:
+    """Set how many levels larger (or, below 0, smaller) than its natural one a label's selection is."""
+    return _relabel(annotations, label_id, grow=grow)
+
+
+def grow_all(annotations: Annotations, grow: int | None) -> Annotations:
+    """Set the same for all labels; None leaves them as they are."""
+    for label in annotations.labels if grow is not None else ():
+        annotations = set_grow(annotations, label.id, grow or 0)
+    return annotations
+
+
 def add_seed(annotations: Annotations, seed: Seed) -> Annotations:
     """Add a seed at the end."""
     return _changed(annotations, seeds=(*annotations.seeds, seed))

@@ -88,6 +88,11 @@ class Notes:
         known = changes.label_named(self.annotations, label)
         return replace(self, annotations=changes.rename_label(self.annotations, known.id, name))
 
+    def grow(self, label: str, levels: int) -> Notes:
+        """Select a label so many levels larger than its natural size; below 0 smaller, 0 is the natural one."""
+        known = changes.label_named(self.annotations, label)
+        return replace(self, annotations=changes.set_grow(self.annotations, known.id, levels))
+
     def remove(self, label: str) -> Notes:
         """Take a label away, with its seeds and edits."""
         known = changes.label_named(self.annotations, label)

@@ -24,9 +24,13 @@ from pydantic import (
 
 from jacobinerf_ns.core.propagation import PropagationConfig
 
-VERSION = 1
+VERSION = 2
 MAX_ID = 65535
 """Largest label id: index PNGs have 16 bits."""
+MAX_GROW = 100
+"""Levels that a label can be away from its natural one."""
+_UNCHOSEN_THRESHOLD = 0.7
+"""Version 1 wrote this number into every file, asked or not."""
 MAX_SIDE = 65535
 """Pixels along a side of the largest image that is taken for one."""
 
@@ -61,6 +65,7 @@ _PROPAGATION_RANGES: dict[str, tuple[float, float]] = {
     "smooth": (0, 1),
     "step": (1e-6, 1e3),
     "threshold": (0, 1),
+    "strictness": (-1, 1),
     "temperature": (1e-6, 1e3),
     "void_below": (0, 1),
 }
@@ -78,6 +83,9 @@ class Label(Part):
     id: LabelId
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
     colour: Colour
+    grow: Annotated[int, Field(ge=-MAX_GROW, le=MAX_GROW)] = 0
+    """How many levels its selection is from its natural size: 1 is the next larger thing, -1 the next smaller; beyond
+    the last level it is the last."""
 
 
 class SeedBase(Part):
@@ -224,6 +232,8 @@ class ViewSettings(Part):
     def _in_range(cls, value: PropagationConfig) -> PropagationConfig:
         for name, (low, high) in _PROPAGATION_RANGES.items():
             found = getattr(value, name)
+            if name == "threshold" and found == "own":
+                continue
             if not low <= found <= high:
                 raise ValueError(f"{name} is {found}, expected {low:g}..{high:g}")
         return value
@@ -232,11 +242,16 @@ class ViewSettings(Part):
 class Annotations(Part):
     """The content of `annotations.json`."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     labels: tuple[Label, ...] = ()
     seeds: tuple[Seed, ...] = ()
     edits: tuple[Edit, ...] = ()
     view: ViewSettings = Field(default_factory=ViewSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older(cls, content: Any) -> Any:
+        return _version_2(content) if isinstance(content, dict) and content.get("version") == 1 else content
 
     @model_validator(mode="after")
     def _consistent(self) -> Annotations:
@@ -264,6 +279,17 @@ class Annotations(Part):
     def seeds_of(self, label_id: int) -> tuple[Seed, ...]:
         """Return the label's seeds, positive and negative, in the order of their making."""
         return tuple(seed for seed in self.seeds if seed.label == label_id)
+
+
+def _version_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file of version 1 says: a threshold that somebody chose stays, the one that nobody did is `own`."""
+    changed = {**content, "version": 2}
+    view = content.get("view")
+    propagation = view.get("propagation") if isinstance(view, dict) else None
+    if isinstance(view, dict) and isinstance(propagation, dict):
+        unchosen = ("threshold", _UNCHOSEN_THRESHOLD)
+        changed["view"] = {**view, "propagation": {k: v for k, v in propagation.items() if (k, v) != unchosen}}
+    return changed
 
 
 def _check_inside(seed: InImage, pixels: tuple[Pixel, ...] | list[Pixel]) -> None:

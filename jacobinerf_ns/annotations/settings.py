@@ -20,6 +20,9 @@ def adjusted(config: PropagationConfig, given: Mapping[str, Any]) -> Propagation
         UserError: a setting is out of range, or does nothing with the decision that the file asks for.
     """
     wanted = {name: value for name, value in given.items() if value is not None}
+    if "threshold" in wanted:
+        # Who names a threshold means that one, and not what a slider made of another.
+        wanted = {"strictness": 0.0, **wanted}
     if "void_below" in wanted and config.decision == "paper":
         raise UserError("void_below does nothing where the annotations ask for the decision 'paper': leave it out")
     with plain_errors():

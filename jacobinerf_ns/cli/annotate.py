@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jacobinerf_ns.run.opened import Capture
 
 SEED_OPTIONS = ("--click", "--box", "--scribble", "--mask")
-LABEL_OPTIONS = ("--rename", "--delete", "--edit")
+LABEL_OPTIONS = ("--rename", "--delete", "--grow", "--edit")
 """Changes that need a label."""
 LAST_OPTIONS = ("--remove-last-seed", "--remove-last-edit")
 """Changes that may name one."""
@@ -48,6 +48,9 @@ class Annotate:
     """New name of the label."""
     delete: bool = False
     """Remove the label with its seeds and edits."""
+    grow: int | None = None
+    """Select a label so many levels larger than its natural size, or below 0 smaller; what there is no level for is the
+    last one."""
     image: str | None = None
     """Training image that the seed is in: its file name, with parent folders where several have it."""
     click: Annotated[list[tuple[int, int]], tyro.conf.UseAppendAction] = field(default_factory=list)
@@ -76,8 +79,10 @@ class Annotate:
     """Annotation file whose labels, seeds and edits are added; labels of the same name become one."""
     select: str | None = None
     """Name of the label shown as `resonance` and `selection`."""
-    threshold: float | None = None
-    """Response (0..1) from which on a pixel belongs to a selection."""
+    threshold: float | Literal["own"] | None = None
+    """Response (0..1) from which on a pixel belongs to a selection, the same for all labels; `own`: each label's."""
+    strictness: float | None = None
+    """Moves labels' thresholds, -1..1: 0 is where they are, -1 selects all, 1 only what responds fully."""
     space: Literal["2d", "3d"] | None = None
     """Take responses on rendered pixels (2d), or per sample in space (3d)."""
     void_below: float | None = None
@@ -115,6 +120,7 @@ class Annotate:
         others = {
             "--rename": self.rename is not None,
             "--delete": self.delete,
+            "--grow": self.grow is not None,
             "--edit": self.edit,
             "--remove-last-seed": self.remove_last_seed,
             "--remove-last-edit": self.remove_last_edit,
@@ -160,6 +166,7 @@ class Annotate:
         return {
             "--rename": self._rename,
             "--delete": lambda annotations: changes.remove_label(annotations, self._named(annotations).id),
+            "--grow": lambda annotations: changes.set_grow(annotations, self._named(annotations).id, self.grow or 0),
             "--edit": self._add_edit,
             "--remove-last-seed": self._remove_last_seed,
             "--remove-last-edit": self._remove_last_edit,
@@ -211,7 +218,7 @@ class Annotate:
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of propagation that are given."""
-        names = ("threshold", "space", "void_below", "refine", "smooth")
+        names = ("threshold", "strictness", "space", "void_below", "refine", "smooth")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _seed_change(self, capture: "Capture", folder: Path) -> Changer:
@@ -275,19 +282,27 @@ def _show(annotations: Annotations, path: Path) -> None:
     for label in annotations.labels:
         negative = sum(seed.negative for seed in annotations.seeds_of(label.id))
         positive = len(annotations.seeds_of(label.id)) - negative
-        name = Text(label.name + (" (selected)" if label.id == annotations.view.selected else ""))
+        said = ["selected"] * (label.id == annotations.view.selected) + _size(label)
+        name = Text(label.name + (f" ({', '.join(said)})" if said else ""))
         table.add_row(str(label.id), name, _swatch(label.colour), str(positive), str(negative))
     console.print(table)
     for number, edit in enumerate(annotations.edits, start=1):
         line = Text(f"edit {number}: {edit.kind} {annotations.label(edit.label).name}, strength {edit.strength:g} ")
         console.print(line.append_text(_swatch(edit.colour)) if edit.kind == "recolour" else line)
     settings = annotations.view.propagation
+    threshold = "own" if settings.threshold == "own" else f"{settings.threshold:g}"
+    moved = f" moved by {settings.strictness:+g}" if settings.strictness else ""
     line = (
-        f"threshold {settings.threshold:g}, space {settings.space}, void below {settings.void_below:g}, "
+        f"threshold {threshold}{moved}, space {settings.space}, void below {settings.void_below:g}, "
         f"refine {settings.refine}, smooth {settings.smooth:g}"
     )
     console.print(line, highlight=False)
     console.print(Text(str(path)), soft_wrap=True)
+
+
+def _size(label: Label) -> list[str]:
+    """Return how a label's selection differs from its natural size, if it does."""
+    return [f"{abs(label.grow)} {'larger' if label.grow > 0 else 'smaller'}"] if label.grow else []
 
 
 def _swatch(colour: Colour) -> Text:

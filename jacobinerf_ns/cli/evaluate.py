@@ -44,8 +44,9 @@ class Evaluate:
     """For `object`: pictures of white strokes in the reference, with `pos` (on the object) or `neg` (beside it) in
     their names, or their folder; with several runs one folder per run. Without, `clicks` pixels of the reference mask
     are clicked."""
-    threshold: float = 0.7
-    """For `object`: response (0..1) from which on a pixel is the object's."""
+    threshold: float | Literal["own"] = "own"
+    """For `object`: response (0..1) from which on a pixel is the object's; `own`: found in the scene, as a click's
+    is."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the simulated annotator."""
     stride: int = 1
@@ -143,7 +144,7 @@ class Evaluate:
         for name, values in given.items():
             if len(values) != runs and (len(values) or name == "masks"):
                 raise UserError(f"--{name}: {len(values)} given for {runs} runs (--load-config), expected one per run")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold != "own" and not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold {self.threshold:g}: expected a response in 0..1")
         return [
             ObjectTask(

@@ -64,6 +64,3 @@ def _show(result: "Propagated") -> None:
     if result.there_already:
         line += f", {result.there_already} of {total} were there already"
     console.print(Text(f"{line}: {result.folder}"), soft_wrap=True)
-    if result.unopposed:
-        hint = "--void-below 0.5 leaves out those below its threshold"
-        console.print(Text(f"The only label took every pixel that responds at all: {hint}."), soft_wrap=True)

@@ -10,7 +10,7 @@ Letters (those of `jacobian.py` apart):
 Everything here compares directions, so it serves Jacobians, teacher features and distilled features alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,8 @@ from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
 VOID = 0
 """Decided label of a pixel that gets none."""
 KMEANS_ROUNDS = 20
+COMMON_THRESHOLD = 0.7
+"""Threshold of labels of which nothing is known: the middle of a poor lot (the best was 0.02 to 0.84, by object)."""
 PAPER_CLIP = 0.8
 PAPER_ABSENT_STD, PAPER_ABSENT_MEAN = 0.05, 0.01
 """The released code's response ceiling, and below which spread and mean a label is taken to be absent from a view."""
@@ -59,8 +61,11 @@ class PropagationConfig:
     smooth: float = 0.0
     """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, each weighing
     by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
-    threshold: float = 0.7
-    """Response (0..1) from which on a pixel belongs to a label's selection."""
+    threshold: float | Literal["own"] = "own"
+    """Response (0..1) from which on a pixel belongs to a label's selection; `own`: each label's natural one, found in
+    the scene (`plateaus.py`)."""
+    strictness: float = 0.0
+    """Moves labels' thresholds, -1..1: 0 is where they are, at -1 all is selected, at 1 only what responds fully."""
     temperature: float = 0.05
     """Of the softmax that gives confidence, in units of response."""
     void_below: float = 0.0
@@ -293,19 +298,40 @@ def _best_per_label(
     return best.scatter_reduce(1, prototypes.labels.expand(len(similarity), -1), counted, "amax").clamp(0.0, 1.0)
 
 
-def decide(responses: Float[Tensor, "pixels labels"], config: PropagationConfig) -> Decision:
+def common_threshold(config: PropagationConfig) -> float:
+    """Return the threshold of labels of which nothing is known."""
+    return COMMON_THRESHOLD if config.threshold == "own" else config.threshold
+
+
+def decide(
+    responses: Float[Tensor, "pixels labels"],
+    config: PropagationConfig,
+    thresholds: Sequence[float] | None = None,
+    alone: bool = False,
+) -> Decision:
     """Return the label with the largest response, and its confidence; void where that is below `config.void_below`.
 
-    Confidence is a softmax over the labels' responses and one more of `config.threshold`, which stands for "none of
-    them": with a single label it is a sigmoid around the selection's threshold, not always 1.
+    Confidence is a softmax over the labels' responses and one more, the threshold of the largest, which stands for
+    "none of them": with a single label it is a sigmoid around the selection's threshold, not always 1.
+
+    Args:
+        responses: of pixels to labels.
+        config: how labels are decided.
+        thresholds: of each label's selection; none: what `config` says of all.
+        alone: only one label has seeds, and nobody competes with it: pixels below its threshold are void too.
     """
     if responses.shape[-1] == 0:
         nothing = responses.new_zeros(len(responses))
         return Decision(nothing.long(), nothing)
-    none = torch.full_like(responses[:, :1], config.threshold)
-    shares = (torch.cat([responses, none], dim=-1) / config.temperature).softmax(-1)[:, :-1]
+    best, winner = responses.max(-1)
+    if thresholds is None:
+        thresholds = [common_threshold(config)] * responses.shape[-1]
+    none = responses.new_tensor(thresholds)[winner]
+    shares = (torch.cat([responses, none[:, None]], dim=-1) / config.temperature).softmax(-1)[:, :-1]
     confidence, labels = shares.max(-1)
-    known = (confidence >= config.void_below) & (responses.amax(-1) > 0)
+    known = (confidence >= config.void_below) & (best > 0)
+    if alone:
+        known &= best >= none
     return Decision(torch.where(known, labels + 1, VOID), confidence)
 
 
@@ -326,9 +352,14 @@ def decide_paper(responses: Float[Tensor, "height width labels"]) -> Decision:
     return Decision(labels + 1, confidence)
 
 
-def decide_view(responses: Float[Tensor, "height width labels"], config: PropagationConfig) -> Decision:
-    """Labels of a whole view, by whichever rule `config.decision` names."""
+def decide_view(
+    responses: Float[Tensor, "height width labels"],
+    config: PropagationConfig,
+    thresholds: Sequence[float] | None = None,
+    alone: bool = False,
+) -> Decision:
+    """Labels of a whole view, by whichever rule `config.decision` names; the rest as for `decide`."""
     if config.decision == "paper":
         return decide_paper(responses)
-    flat = decide(responses.flatten(0, 1), config)
+    flat = decide(responses.flatten(0, 1), config, thresholds, alone)
     return Decision(*(part.view(responses.shape[:2]) for part in flat))

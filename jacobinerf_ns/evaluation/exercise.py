@@ -3,7 +3,7 @@
 All of them look at the same `ViewPixels`: one field query serves everybody.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ class Fitted(NamedTuple):
     scores: Callable[[ViewPixels], LabelScores]
     whole_view: Callable[[Float[Tensor, "height width labels"]], Int[Tensor, "height width"]] | None = None
     """Positions from the scores of a whole view, where that is not the largest score of each pixel."""
+    own_threshold: float | None = None
+    """Of the first label's selection, where the contender finds it itself."""
 
 
 @dataclass
@@ -102,6 +104,11 @@ class TrainedFields:
     def _dataset(self, split: TrainOrEval) -> InputDataset:
         data = self.shaped.datamanager
         return data.train_dataset if split == "train" else data.eval_dataset
+
+    def looks_around(self, count: int) -> Iterator[ViewPixels]:
+        """Yield random training pixels, the same every time, in chunks."""
+        for pixels in self.shaped.random_training_pixels(count).split(self.shaped.model.rays_at_once):
+            yield self.look("train", pixels)
 
     @torch.no_grad()
     def look(self, split: TrainOrEval, pixels: Int[Tensor, "rays 3"]) -> ViewPixels:

@@ -1,14 +1,15 @@
 """Measuring the selection of one object, as NVOS and SPIn-NeRF do: strokes or clicks in one view, masks in the others.
 
-The object is one label, and its mask what that label selects: responses of at least the annotation threshold. Methods
-that know no threshold (the paper's decision, classifiers) get the negative strokes as a second label.
+The object is one label, and its mask what that label selects: responses of at least its threshold, which is found in
+the scene for every method alike, or given. Methods that know no threshold (the paper's decision, classifiers) get the
+negative strokes as a second label.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +19,7 @@ from jacobinerf_ns.annotations.rasterise import spread
 from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Label
 from jacobinerf_ns.core import metrics
-from jacobinerf_ns.core.propagation import PropagationConfig
+from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels, draw_pixels
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, TrainedFields, TrainOrEval
@@ -35,6 +36,7 @@ from jacobinerf_ns.evaluation.scoring import (
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.files.masks import find_scribbles, mask_at, scribbles_at
 from jacobinerf_ns.files.names import files_below, find_image, match_by_name
+from jacobinerf_ns.labels.keeper import POOL_RAYS
 from jacobinerf_ns.pipeline import MASK_SEEDS
 from jacobinerf_ns.progress import track
 
@@ -56,8 +58,8 @@ class ObjectTask:
     """Pictures of strokes in the reference, or folders of them; none: clicks are drawn from its mask."""
     clicks: int = 3
     """Pixels of the object that are clicked, where there are no scribbles."""
-    threshold: float = PropagationConfig().threshold
-    """Response (0..1) from which on a pixel is the object's."""
+    threshold: float | Literal["own"] = "own"
+    """Response (0..1) from which on a pixel is the object's; `own`: found in the scene, as a click's is."""
 
 
 class ObjectView(NamedTuple):
@@ -254,12 +256,13 @@ def evaluate_object(
     reference = reference_view(views, task)
     scored = _scored_views(views, reference, task, stride)
     fitted = _fit(fields, reference, task, methods, seeds)
+    thresholds = _thresholds(fields, fitted, task)
     counts: dict[Key, list[Tensor]] = {key: [] for key in fitted}
     shown, places = [], evenly_spread(pictures, len(scored))
     for i, view in enumerate(track(scored, description="Scoring views")):
         seen = score_view(fields, fitted, view.split, view.frame.index, view.frame.size, stride)
         truth = seen.of(view.mask)
-        masks = {key: _select(fitted[key], scores, task.threshold) for key, scores in seen.scores.items()}
+        masks = {key: _select(fitted[key], scores, thresholds[key]) for key, scores in seen.scores.items()}
         for key, mask in masks.items():
             counts[key].append(metrics.confusion_matrix(mask.long(), truth.long(), 2, void=None))
         if i in places:
@@ -325,6 +328,20 @@ def _fit(
 
 def _of(method: Method, confusion: dict[Key, Tensor]) -> list[Tensor]:
     return [counts for (name, _), counts in confusion.items() if name == method]
+
+
+def _thresholds(fields: TrainedFields, fitted: dict[Key, Fitted], task: ObjectTask) -> dict[Key, float]:
+    """Return every contender's threshold, by its scores of random training pixels where it has none of its own."""
+    if task.threshold != "own":
+        return dict.fromkeys(fitted, task.threshold)
+    found = {key: one.own_threshold for key, one in fitted.items()}
+    asked = {key: fitted[key].scores for key, threshold in found.items() if threshold is None}
+    parts: dict[Key, list[Tensor]] = {key: [] for key in asked}
+    for seen in fields.looks_around(POOL_RAYS) if asked else ():
+        for key, scores in asked.items():
+            parts[key].append(scores(seen)[:, 0].detach().cpu())
+    own = {key: find_plateaus(torch.cat(scores)) for key, scores in parts.items()}
+    return {key: own[key].levels[own[key].natural] if known is None else known for key, known in found.items()}
 
 
 def _select(

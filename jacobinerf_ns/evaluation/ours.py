@@ -49,4 +49,4 @@ def _fit(fields: TrainedFields, exercise: Exercise, config: PropagationConfig, u
         assert traced is not None
         return responses(Piece(traced), snapshot)
 
-    return Fitted(scores)
+    return Fitted(scores, own_threshold=snapshot.thresholds()[0])

@@ -91,9 +91,10 @@ def _behind_everything(
 def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     shift, kept = torch.zeros_like(traced.logits), torch.ones_like(traced.weights)
     found, ids = _sample_responses(traced, snapshot), [label.id for label in snapshot.labels]
+    thresholds = snapshot.thresholds()
     for edit in snapshot.edits:
         position = ids.index(edit.label)
-        mine = membership(found, position, snapshot.config.threshold)
+        mine = membership(found, position, thresholds[position])
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
         elif edit.kind == "remove":

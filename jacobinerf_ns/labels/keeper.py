@@ -15,6 +15,7 @@ from jacobinerf_ns.annotations.rays import SeedRays
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.annotations.store import AnnotationStore
 from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.core.plateaus import Plateaus, find_plateaus
 from jacobinerf_ns.core.propagation import (
     CENTRES_FIT,
     PropagationConfig,
@@ -27,34 +28,35 @@ from jacobinerf_ns.core.propagation import (
 )
 from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prototypes
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.labels.responses import prototype_responses
+from jacobinerf_ns.labels.responses import needs_samples, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark, SurfacePool
-from jacobinerf_ns.labels.tracer import Tracer, in_eval_mode, trace_all
-from jacobinerf_ns.labels.traces import Piece, surface_points
+from jacobinerf_ns.labels.tracer import Tracer, chunks, in_eval_mode, trace_all
+from jacobinerf_ns.labels.traces import Piece
 
 POOL_RAYS = 8192
 """Random training pixels that refined prototypes are averaged over."""
 FEW_SEEDS = 128
 """Seeds up to which each is averaged with its surroundings and refined; masks need neither."""
-SHOWN_BY = ("threshold", "void_below")
+SHOWN_BY = ("threshold", "strictness", "void_below")
 """Settings that need no new prototypes."""
 
 
 class _Built(NamedTuple):
     made_of: tuple
-    prototypes: Prototypes
-    centres: Prototypes | None
-    scale: Tensor | None
-    pool: SurfacePool | None
-    marks: tuple[Mark, ...]
+    snapshot: LabelSnapshot
+    """With the settings that need nothing rendered at their defaults."""
 
 
 class _Surface(NamedTuple):
     """Random training pixels, rendered."""
 
     version: Hashable
-    vectors: Tensor
+    rays: RayBundle
+    pieces: list[Piece]
+    """Without their samples, in the rays' order."""
+    vectors: Float[Tensor, "pixels dims"]
+    """Their unit Jacobians."""
     tree: KDTree
     """Of their surface points."""
 
@@ -89,13 +91,13 @@ class LabelKeeper:
         self.problem = self.store.problem or problem
         return self._snapshot
 
-    def current(self) -> LabelSnapshot | None:
-        """Return labels as the file has them now.
+    def current(self, adjust: Callable[[Annotations], Annotations] = lambda same: same) -> LabelSnapshot | None:
+        """Return labels as the file has them now, with what `adjust` changes of it.
 
         Raises:
             UserError: seeds that cannot be found or hit nothing.
         """
-        return self._maker.snapshot_of(self.store.snapshot()[1], self.store.folder)
+        return self._maker.snapshot_of(adjust(self.store.snapshot()[1]), self.store.folder)
 
 
 class LabelMaker:
@@ -135,33 +137,29 @@ class LabelMaker:
         if not annotations.labels:
             return None
         view, ids = annotations.view, [label.id for label in annotations.labels]
-        built = self._build(annotations, folder, needs_surface)
-        return LabelSnapshot(
+        built, common = self._build(annotations, folder, needs_surface), view.propagation.threshold
+        plateaus = built.plateaus if common == "own" else tuple(one.around(common) for one in built.plateaus)
+        return replace(
+            built,
             labels=annotations.labels,
-            prototypes=built.prototypes,
-            centres=built.centres,
             config=view.propagation,
-            scale=built.scale,
-            pool=built.pool,
             selected=0 if view.selected is None else ids.index(view.selected),
             opacity=view.opacity,
             edits=tuple(edit for edit in annotations.edits if annotations.seeds_of(edit.label)),
-            marks=built.marks,
+            plateaus=plateaus,
         )
 
-    def _build(self, annotations: Annotations, folder: Path, needs_surface: bool) -> _Built:
+    def _build(self, annotations: Annotations, folder: Path, needs_surface: bool) -> LabelSnapshot:
         defaults = {name: getattr(PropagationConfig(), name) for name in SHOWN_BY}
         treatment = replace(annotations.view.propagation, **defaults)
         ids = tuple(label.id for label in annotations.labels)
         made_of = (annotations.seeds, ids, treatment, folder, needs_surface, self._tracer.weights_version)
         if self._built is None or self._built.made_of != made_of:
-            self._built = _Built(made_of, *self._render_seeds(annotations, folder, needs_surface))
-        return self._built
+            self._built = _Built(made_of, self._render_seeds(annotations, folder, needs_surface))
+        return self._built.snapshot
 
     @torch.no_grad()
-    def _render_seeds(
-        self, annotations: Annotations, folder: Path, needs_surface: bool
-    ) -> tuple[Prototypes, Prototypes | None, Tensor | None, SurfacePool | None, tuple[Mark, ...]]:
+    def _render_seeds(self, annotations: Annotations, folder: Path, needs_surface: bool) -> LabelSnapshot:
         config, count = annotations.view.propagation, len(annotations.labels)
         with in_eval_mode(self._tracer):
             traces = self._traces.of(annotations, folder)
@@ -183,7 +181,20 @@ class LabelMaker:
                 scale = _own_responses(torch.cat(rows), seeds, prototypes, count)
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
             pool = self._smoothing(prototypes, centres, config, count) if smooths else None
-            return prototypes, centres, scale, pool, _marks(annotations, traces)
+            marks = _marks(annotations, traces)
+            snapshot = LabelSnapshot(annotations.labels, prototypes, config, centres, scale, pool, marks=marks)
+            return replace(snapshot, plateaus=self._plateaus(snapshot))
+
+    def _plateaus(self, snapshot: LabelSnapshot) -> tuple[Plateaus, ...]:
+        """Levels of all labels, by the responses of random training pixels; the paper's decision has none."""
+        if snapshot.config.decision == "paper":
+            return ()
+        surface = self._surface()
+        if needs_samples(snapshot.config):
+            found = trace_all(self._tracer, surface.rays, lambda traced: responses(Piece(traced), snapshot))
+        else:
+            found = torch.cat([responses(piece, snapshot) for piece in surface.pieces])
+        return tuple(find_plateaus(column) for column in found.cpu().unbind(-1))
 
     def _refined(
         self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
@@ -207,11 +218,12 @@ class LabelMaker:
         """Surface points of random training pixels and their Jacobians; once per weights."""
         version = self._tracer.weights_version
         if self._surface_pixels is None or self._surface_pixels.version != version:
-            points, vectors = trace_all(
-                self._tracer, self._random_rays(POOL_RAYS), lambda traced: (surface_points(traced), traced.jacobians)
+            rays = self._random_rays(POOL_RAYS)
+            pieces = [Piece(self._tracer.trace(chunk)).light() for chunk in chunks(self._tracer, rays)]
+            vectors, points = (
+                torch.cat(parts) for parts in zip(*((p.jacobians, p.points) for p in pieces), strict=True)
             )
-            tree = KDTree(points.cpu().numpy())
-            self._surface_pixels = _Surface(version, vectors, tree)
+            self._surface_pixels = _Surface(version, rays, pieces, vectors, KDTree(points.cpu().numpy()))
         return self._surface_pixels
 
     def _smoothing(

@@ -44,7 +44,7 @@ def pictures(
 def selected(
     found: Float[Tensor, "*pixels labels"], decision: Decision, snapshot: LabelSnapshot
 ) -> Bool[Tensor, "*pixels 1"]:
-    """Pixels of the selected label: a response of at least the threshold, and none of another label that is larger.
+    """Pixels of the selected label: a response of at least its threshold, and none of another label that is larger.
 
     The paper's decision knows no threshold.
     """
@@ -54,7 +54,7 @@ def selected(
     if snapshot.config.decision == "paper":
         return (decision.labels == snapshot.selected + 1)[..., None]
     best = found.argmax(-1) == snapshot.selected
-    return ((mine >= snapshot.config.threshold) & best & (mine > 0))[..., None]
+    return ((mine >= snapshot.thresholds()[snapshot.selected]) & best & (mine > 0))[..., None]
 
 
 def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:

@@ -9,7 +9,15 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns.annotations.schema import Edit, Label, Seed
-from jacobinerf_ns.core.propagation import Decision, PropagationConfig, Prototypes
+from jacobinerf_ns.core.plateaus import Plateaus, moved
+from jacobinerf_ns.core.propagation import (
+    Decision,
+    PropagationConfig,
+    Prototypes,
+    common_threshold,
+    decide,
+    decide_view,
+)
 
 
 class Mark(NamedTuple):
@@ -49,6 +57,34 @@ class LabelSnapshot:
     opacity: float = 0.6
     edits: tuple[Edit, ...] = ()
     marks: tuple[Mark, ...] = ()
+    plateaus: tuple[Plateaus, ...] = ()
+    """Of each label, the levels at which it can be selected; none where nothing is known of the scene."""
+
+    def levels(self, position: int) -> Plateaus:
+        """Return the levels that a label can be selected at, one at least."""
+        return self.plateaus[position] if self.plateaus else Plateaus((common_threshold(self.config),), 0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one label at most has seeds that say where it is: it competes with nobody."""
+        known = {mark.seed.label for mark in self.marks if not mark.seed.negative}
+        return len(known or self.labels) == 1
+
+    def thresholds(self) -> list[float]:
+        """Return each label's threshold: that of the level in use, moved by `strictness`."""
+        found = []
+        for position, label in enumerate(self.labels):
+            plateaus = self.levels(position)
+            found.append(moved(plateaus.levels[plateaus.used(label.grow)], self.config.strictness))
+        return found
+
+    def decide(self, found: Float[Tensor, "rays labels"]) -> Decision:
+        """Return the labels of single rays from their responses; the paper's rule is about whole views."""
+        return decide(found, self.config, self.thresholds(), self.alone)
+
+    def decide_view(self, found: Float[Tensor, "height width labels"]) -> Decision:
+        """Return the labels of a whole view from its responses."""
+        return decide_view(found, self.config, self.thresholds(), self.alone)
 
     def mask_names(self) -> list[str]:
         """Output name of each label's mask: `mask_` and the name in letters that any file system takes.

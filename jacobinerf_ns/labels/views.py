@@ -14,7 +14,6 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components import renderers
 from torch import Tensor
 
-from jacobinerf_ns.core.propagation import decide_view
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
@@ -147,9 +146,9 @@ def kept_bytes(device: torch.device, held: int = 0) -> int:
 
 
 def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapshot) -> Mapping[int, float]:
-    """Share of a view's pixels that each label would select: its response is the largest, and above the threshold."""
+    """Share of a view's pixels that each label would select: its response is the largest, and above its threshold."""
     best, position = found.flatten(0, 1).max(-1)
-    chosen = position[best >= snapshot.config.threshold]
+    chosen = position[best >= found.new_tensor(snapshot.thresholds())[position]]
     counts = torch.bincount(chosen, minlength=len(snapshot.labels)).tolist()
     return {label.id: count / len(best) for label, count in zip(snapshot.labels, counts, strict=True)}
 
@@ -210,7 +209,7 @@ def _whole(
     if snapshot is None or found is None:
         shown = nothing_to_show(rgb)
     else:
-        shown = {**pictures(rgb, found, decide_view(found, snapshot.config), snapshot), _EDITED: rgb}
+        shown = {**pictures(rgb, found, snapshot.decide_view(found), snapshot), _EDITED: rgb}
         shares = shares_of(found, snapshot)
     if screen is not None:
         screen.queried += queried
@@ -234,4 +233,4 @@ def label_view(tracer: Tracer, view: RayBundle, snapshot: LabelSnapshot) -> Labe
 
     picked = trace_all(tracer, view.flatten(), pick)
     rgb, depth, found = (part.view(*view.origins.shape[:2], -1) for part in picked)
-    return LabelView(rgb, depth, found, decide_view(found, snapshot.config))
+    return LabelView(rgb, depth, found, snapshot.decide_view(found))

@@ -31,7 +31,12 @@ class ShowSection:
         self.shown = gui.add_dropdown("Show", [*OUTPUTS, OTHER], hint="What the view shows.")
         self._propagate = gui.add_button("Propagate", icon=viser.Icon.AFFILIATE, hint="Show all labels over the view.")
         self._threshold = gui.add_slider(
-            "Threshold", 0.0, 1.0, 0.01, 0.7, hint="Response from which on a pixel belongs to a label."
+            "Threshold",
+            -1.0,
+            1.0,
+            0.05,
+            0.0,
+            hint="0 is each label's own; below, selections grow, above, they shrink.",
         )
         self._opacity = gui.add_slider("Opacity", 0.0, 1.0, 0.05, 0.6, hint="Of the labels over the view.")
         self._void = gui.add_slider(
@@ -47,7 +52,7 @@ class ShowSection:
         )
         desk.on_user_update(self.shown, self.show)
         self._propagate.on_click(lambda _: desk.do(self.propagate))
-        desk.on_user_update(self._threshold, lambda: self.set(threshold=self._threshold.value))
+        desk.on_user_update(self._threshold, lambda: self.set(strictness=self._threshold.value))
         desk.on_user_update(self._void, lambda: self.set(void_below=self._void.value))
         desk.on_user_update(self._space, lambda: self.set(space=self._space.value.lower()))
         desk.on_user_update(self._refine, self.refine)
@@ -58,7 +63,7 @@ class ShowSection:
     def refresh(self, annotations: Annotations) -> None:
         """Show the settings as they are saved."""
         config = annotations.view.propagation
-        self._desk.set_quietly(self._threshold, config.threshold)
+        self._desk.set_quietly(self._threshold, config.strictness)
         self._desk.set_quietly(self._void, config.void_below)
         self._desk.set_quietly(self._opacity, annotations.view.opacity)
         self._desk.set_quietly(self._space, config.space.upper())

@@ -73,12 +73,12 @@ class Run:
         smooth: float | None = None,
         space: Literal["2d", "3d"] | None = None,
         void_below: float | None = None,
-        threshold: float | None = None,
+        threshold: float | Literal["own"] | None = None,
     ) -> Labels:
         """Render the seeds of annotations, and make labels of what they hit.
 
-        Labels compete: each pixel gets the one it resonates with most. A label alone gets every pixel that resonates
-        with it at all, unless `void_below` is given. Settings that are None are those of the annotations. Seeds are
+        Labels compete: each pixel gets the one it resonates with most. A label alone gets the pixels that resonate with
+        it at least as much as its threshold. Settings that are None are those of the annotations. Seeds are
         rendered once each: with one more click, only that one is.
 
         Args:
@@ -87,7 +87,7 @@ class Run:
             smooth: share (0..1) of a pixel's response that comes from the nearest surfaces (J-NeRF+: 0.3).
             space: responses are taken on rendered pixels (`2d`) or per sample in space (`3d`).
             void_below: pixels of less confidence (0..1) get no label.
-            threshold: response (0..1) that confidence is measured against.
+            threshold: response (0..1) that labels are measured against, or each label's `own`.
 
         Raises:
             UserError: a label has no positive seed or none of its seeds hits a surface, a photo of a seed is not the

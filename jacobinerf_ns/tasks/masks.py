@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from jacobinerf_ns.annotations.changes import label_named
+from jacobinerf_ns.annotations.changes import grow_all, label_named
 from jacobinerf_ns.annotations.formats.base import LabelFormat, label_file_names
 from jacobinerf_ns.annotations.formats.png import LEGEND_NAME, write_index_png, write_legend
 from jacobinerf_ns.annotations.formats.registry import FormatName, load_format
@@ -43,7 +43,7 @@ OVERLAYS_FOLDER = "overlays"
 OVERLAY_OPACITY = 0.5
 JPEG_QUALITY = 90
 
-OVERRIDES = ("refine", "smooth", "space", "void_below")
+OVERRIDES = ("refine", "smooth", "space", "void_below", "threshold")
 """Settings of propagation that hold for one run of the command, without a change of the annotation file."""
 
 _DIFFERENCES = {
@@ -64,8 +64,6 @@ class Propagated:
     folder: Path
     labels: tuple[Label, ...]
     """Those of the label maps."""
-    unopposed: bool
-    """There is only one label, and nothing to keep it from taking every pixel that responds at all."""
     rendered: int = 0
     """Photos that were rendered."""
     there_already: int = 0
@@ -115,8 +113,7 @@ def propagate(
     names = [path.relative_to(folder).as_posix() for path in paths]
     made_of = _made_of(run, annotations, written, photos, settings)
     claim_folder(folder / MANIFEST_NAME, made_of, names, _DIFFERENCES, settings.overwrite)
-    unopposed = len(annotations.labels) == 1 and annotations.view.propagation.void_below == 0
-    result = Propagated(folder, written, unopposed)
+    result = Propagated(folder, written)
     _write_all(labels, planned, result, form)
     return result
 
@@ -142,7 +139,7 @@ def choose_annotations(annotations: Annotations, settings: PropagateSettings) ->
     view = ViewSettings(propagation=adjusted(annotations.view.propagation, given))
     labels = tuple(label for label in annotations.labels if label.id in seeded)
     seeds = tuple(seed for seed in annotations.seeds if seed.label in seeded)
-    return Annotations(labels=labels, seeds=seeds, view=view), written
+    return grow_all(Annotations(labels=labels, seeds=seeds, view=view), settings.grow), written
 
 
 def label_map(labels: Labels, photo: Photo, written: Sequence[Label]) -> Int[np.ndarray, "height width"]:

@@ -28,6 +28,10 @@ class PropagateSettings:
     """Take responses on rendered pixels (2d) or per sample in space (3d); None is the annotation file's."""
     void_below: float | None = None
     """Pixels of less confidence (0..1) than this get no label, id 0; None is the annotation file's."""
+    threshold: float | Literal["own"] | None = None
+    """Response (0..1) that labels are measured against, or each label's `own`; None is the annotation file's."""
+    grow: int | None = None
+    """Levels that all labels are larger than their natural sizes, or below 0 smaller; None is the annotation file's."""
     full_resolution: bool = False
     """Render at the photos' original size. Otherwise label maps are rendered at the training resolution, and each pixel
     of the photo gets the id that its centre lies in."""
@@ -49,8 +53,10 @@ class ExportSettings:
     """Frame of the files: the capture's own (that of its transforms.json), or the one that the run trains in."""
     remove_outliers: bool = True
     """Take off points that are far from all others of their label."""
-    threshold: float | None = None
-    """Response (0..1) from which on a pixel belongs to a label; None is the annotation file's."""
+    threshold: float | Literal["own"] | None = None
+    """Response (0..1) from which on a pixel is a label's, or each label's `own`; None is the annotation file's."""
+    grow: int | None = None
+    """Levels that all labels are larger than their natural sizes, or below 0 smaller; None is the annotation file's."""
     json: bool = True
     """Also write counts and bounding boxes, as export.json."""
     overwrite: bool = False

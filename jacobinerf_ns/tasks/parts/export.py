@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from jacobinerf_ns.annotations.changes import label_named
+from jacobinerf_ns.annotations.changes import grow_all, label_named, set_view
 from jacobinerf_ns.annotations.frames import WorldFrame
-from jacobinerf_ns.annotations.schema import Label
+from jacobinerf_ns.annotations.schema import Annotations, Label
+from jacobinerf_ns.annotations.settings import adjusted
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.atomic import write_json
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
@@ -57,10 +57,13 @@ def export_parts(run: Run, names: Sequence[str], output_dir: Path, settings: Exp
         "run": str(run.folder),
         "step": run.step,
         "frame": settings.frame,
-        "threshold": snapshot.config.threshold,
         "cloud": CLOUD_NAME,
         "points": sum(len(cloud.positions) for cloud in clouds.values()),
-        "labels": [_describe(label, clouds[label.id], world) for label in snapshot.labels if label.id in clouds],
+        "labels": [
+            _describe(label, threshold, clouds[label.id], world)
+            for label, threshold in zip(snapshot.labels, snapshot.thresholds(), strict=True)
+            if label.id in clouds
+        ],
     }
     problems = _write(clouds, meshes, summary, output_dir, settings, world)
     if problems:
@@ -71,17 +74,20 @@ def export_parts(run: Run, names: Sequence[str], output_dir: Path, settings: Exp
 def _snapshot(run: Run, settings: ExportSettings) -> LabelSnapshot:
     keeper = run.pipeline.labels
     assert keeper is not None, "open_run gives every pipeline an annotation file"
-    snapshot = keeper.current()
+    if settings.threshold not in (None, "own") and not 0.0 <= settings.threshold <= 1.0:
+        raise UserError(f"--threshold is {settings.threshold:g}, expected 0..1")
+    snapshot = keeper.current(lambda annotations: _adjusted(annotations, settings))
     if snapshot is None:
         path = run.config.pipeline.annotations
         raise UserError(f"no label in {path}: click first (jacobinerf annotate, or the viewer)")
     if settings.num_points < 1:
         raise UserError(f"--num-points is {settings.num_points}, expected 1 or more")
-    if settings.threshold is None:
-        return snapshot
-    if not 0.0 <= settings.threshold <= 1.0:
-        raise UserError(f"--threshold is {settings.threshold:g}, expected 0..1")
-    return replace(snapshot, config=replace(snapshot.config, threshold=settings.threshold))
+    return snapshot
+
+
+def _adjusted(annotations: Annotations, settings: ExportSettings) -> Annotations:
+    propagation = adjusted(annotations.view.propagation, {"threshold": settings.threshold})
+    return grow_all(set_view(annotations, propagation=propagation), settings.grow)
 
 
 def _choose(run: Run, snapshot: LabelSnapshot, names: Sequence[str]) -> list[int]:
@@ -134,8 +140,8 @@ def _not_seen(snapshot: LabelSnapshot, position: int, sightings: Sightings) -> s
     name, strongest = snapshot.labels[position].name, float(sightings.strongest[position])
     return (
         f"nothing of label {name!r} is seen in the {views} training views ({rays} rays): its strongest response is "
-        f"{strongest:.2f}, expected {snapshot.config.threshold:g} or more and more than any other label's: lower "
-        "--threshold, or click on it in another view"
+        f"{strongest:.2f}, expected {snapshot.thresholds()[position]:.2g} or more and more than any other label's: "
+        "lower --threshold, or click on it in another view"
     )
 
 
@@ -152,13 +158,14 @@ def _clouds(points: Points, remove_outliers: bool) -> dict[int, Cloud]:
     return clouds
 
 
-def _describe(label: Label, cloud: Cloud, world: WorldFrame) -> dict[str, Any]:
+def _describe(label: Label, threshold: float, cloud: Cloud, world: WorldFrame) -> dict[str, Any]:
     corners = _positions_in(cloud.positions, world)
     box = {"min": corners.min(0).tolist(), "max": corners.max(0).tolist()}
     return {
         "id": label.id,
         "name": label.name,
         "colour": list(label.colour),
+        "threshold": threshold,
         "points": len(cloud.positions),
         "bounding_box_world": box,
     }

@@ -16,7 +16,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from jacobinerf_ns.core.propagation import decide, decide_paper
+from jacobinerf_ns.core.propagation import decide_paper
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.outputs import selected
 from jacobinerf_ns.labels.responses import responses
@@ -168,7 +168,7 @@ def _members(
         found = found.view(*size, -1)
         decision = decide_paper(found)
     else:
-        decision = decide(found, snapshot.config)
+        decision = snapshot.decide(found)
     labels = torch.full(found.shape[:-1], NOBODY, device=found.device)
     for position in chosen:
         mine = selected(found, decision, replace(snapshot, selected=position))[..., 0]

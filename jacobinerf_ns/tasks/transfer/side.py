@@ -15,7 +15,6 @@ from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import rays_through, seed_rays
 from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
 from jacobinerf_ns.core.matching import UNLABELLED
-from jacobinerf_ns.core.propagation import decide
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
@@ -140,7 +139,7 @@ class Side:
             hit = traced.outputs["accumulation"][:, 0] > SURFACE
             labels = torch.full_like(hit, UNLABELLED, dtype=torch.long)
             if snapshot is not None:
-                decision = decide(responses(Piece(traced), snapshot), snapshot.config)
+                decision = snapshot.decide(responses(Piece(traced), snapshot))
                 labels = torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED)
             return RenderedPixels(surface_points(traced).cpu(), hit.cpu(), labels.cpu())
 

@@ -1,0 +1,128 @@
+"""Thresholds that find themselves: levels at which what a label selects of a scene hardly changes.
+
+Letters (those of `propagation.py` apart):
+    R  [pixels]    responses of random pixels of the scene to one label, 0..1
+    θ  [levels]    thresholds: a level selects the pixels with R ≥ θ; from part to whole θ falls
+    A              share of the pixels that a level selects: one that falls as θ rises
+    L              log A / (1 − A)
+
+A thing answers to a click about as one, and what is not the thing answers less: between the two R is rare, and A stands
+still. Such plateaus are what maximally stable extremal regions are in pictures (Matas et al., BMVC 2002). Stability is
+that of L, the odds: a small thing that becomes half as large again has changed as much as a large one, and "nearly all"
+is no more stable than "nearly nothing". With a teacher of parts and wholes there are several plateaus, and the natural
+one is the most stable.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
+
+GRID = np.linspace(0.05, 0.95, 91)
+"""Thresholds that are tried."""
+REACH = 0.12
+"""Response on each side of the natural level over which it is the most stable; 0.08 to 0.15 found about the same."""
+FINE_REACH = 0.06
+"""The same for the other levels, which may lie between two that are near."""
+FEWEST, MOST = 4, 0.95
+"""Pixels, and share of them, beyond which a level says nothing: chance, and the whole scene."""
+DEPTH, FLAT = 0.1, 0.3
+"""By which part a level has to be more stable than what is between it and a more stable one; and the change of L per
+unit of response below which all is as stable."""
+STEP = 0.2
+"""Change of log A from one level to the next: less is the same thing again."""
+
+
+class Plateaus(NamedTuple):
+    """The levels that a label can be selected at."""
+
+    levels: tuple[float, ...]
+    """Their thresholds θ (0..1), from part to whole: each selects what the one before does, and more. At least one."""
+    natural: int
+    """Position of the one that a person most likely means."""
+
+    def used(self, grow: int) -> int:
+        """Return the position of the level so many steps larger than the natural one, or the last there is."""
+        return min(max(self.natural + grow, 0), len(self.levels) - 1)
+
+    def grown(self, grow: int, steps: int) -> int | None:
+        """Return the `grow` of the level so many steps from that of `grow`; None where there is no such level."""
+        position = self.used(grow) + steps
+        return position - self.natural if 0 <= position < len(self.levels) else None
+
+    def around(self, threshold: float) -> "Plateaus":
+        """Return the same with a threshold that somebody chose as the natural level."""
+        levels = sorted({*self.levels, threshold}, reverse=True)
+        return Plateaus(tuple(levels), levels.index(threshold))
+
+
+def moved(threshold: float, strictness: float) -> float:
+    """Move a threshold by a share (−1..1) of its way: to 0, where all is selected, or to 1."""
+    return threshold + strictness * (threshold if strictness < 0 else 1.0 - threshold)
+
+
+def find_plateaus(responses: Float[Tensor, "pixels"]) -> Plateaus:
+    """Return the levels of one label; the common threshold where hardly anything or nearly everything responds.
+
+    Deterministic, and the same for the same pixels in any order.
+
+    Args:
+        responses: R of random pixels of the whole scene, some thousands.
+    """
+    ordered = np.sort(responses.double().cpu().numpy())
+    inside = len(ordered) - np.searchsorted(ordered, GRID)
+    says = (inside >= FEWEST) & (inside <= MOST * len(ordered))
+    if not says.any():
+        return Plateaus((COMMON_THRESHOLD,), 0)
+    tried, inside = GRID[says], inside[says]
+    natural = _most_stable(_change(ordered, tried, REACH))
+    fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
+    kept = [natural]
+    for level in sorted(_valleys(fine), key=lambda level: (fine[level], level)):
+        if all(abs(np.log(inside[level] / inside[other])) >= STEP for other in kept):
+            kept.append(level)
+    kept.sort(reverse=True)
+    return Plateaus(tuple(round(float(tried[level]), 2) for level in kept), kept.index(natural))
+
+
+def _change(
+    ordered: Float[np.ndarray, "pixels"], tried: Float[np.ndarray, "levels"], reach: float
+) -> Float[np.ndarray, "levels"]:
+    """How much L falls around every level, per unit of response; one pixel is added on both sides of the odds."""
+
+    def odds(thresholds: Float[np.ndarray, "levels"]) -> Float[np.ndarray, "levels"]:
+        inside = len(ordered) - np.searchsorted(ordered, thresholds)
+        return np.log((inside + 1.0) / (len(ordered) - inside + 1.0))
+
+    return (odds(np.maximum(tried - reach, 0.0)) - odds(np.minimum(tried + reach, 1.0))) / (2.0 * reach)
+
+
+def _most_stable(change: Float[np.ndarray, "levels"]) -> int:
+    """Return where the change is least; of stretches where it is the same, the middle of the longest."""
+    least = np.flatnonzero(np.isclose(change, change.min()))
+    longest = max(np.split(least, np.flatnonzero(np.diff(least) > 1) + 1), key=len)
+    return int(longest[len(longest) // 2])
+
+
+def _valleys(heights: Float[np.ndarray, "levels"]) -> list[int]:
+    """Return the minima (of flat ones the middles) that are deeper by `DEPTH` than the lowest way to a deeper one.
+
+    Levels are flooded from below: a valley ends where its water meets that of a deeper one.
+    """
+    flats = np.split(np.arange(len(heights)), np.flatnonzero(~np.isclose(np.diff(heights), 0.0)) + 1)
+    floors = [float(heights[flat[0]]) for flat in flats]
+    valley: dict[int, int] = {}
+    bottoms: set[int] = set()
+    for place in np.argsort(floors, kind="stable").tolist():
+        beside = sorted({valley[near] for near in (place - 1, place + 1) if near in valley}, key=floors.__getitem__)
+        valley[place] = beside[0] if beside else place
+        if not beside:
+            bottoms.add(place)
+        for shallow in beside[1:]:
+            if floors[place] - floors[shallow] < DEPTH:
+                bottoms.discard(shallow)
+            valley.update({other: beside[0] for other, bottom in valley.items() if bottom == shallow})
+    return [int(flats[bottom][len(flats[bottom]) // 2]) for bottom in sorted(bottoms)]
