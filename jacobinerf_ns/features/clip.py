@@ -124,6 +124,13 @@ class ClipExtractor:
 
         return run_ahead(frames, self.batch_size, self.device, read, self._started, self._finished)
 
+    def text_model(self) -> str:
+        """Return the model's id or folder."""
+        return self.config.model
+
+    def known_words(self) -> None:
+        """Return None: any words can be asked for."""
+
     @torch.no_grad()
     def encode(self, words: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """Return the unit vector of each text, float32 on the CPU.
