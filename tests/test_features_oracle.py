@@ -103,5 +103,5 @@ def test_words_are_the_vectors_of_class_names(frame: Frame, tmp_path: Path):
     torch.testing.assert_close(words[:2], torch.stack([values[0, 0], values[0, 2]]))
     torch.testing.assert_close(words.norm(dim=-1), torch.ones(3))
     assert (words[2] @ words[:2].T).abs().max() < 0.5
-    with pytest.raises(UserError, match="knows words only by name: give oracle --by-name True"):
+    with pytest.raises(UserError, match="knows words only by name: give oracle --by-name"):
         OracleConfig().setup().encode(["chair"])

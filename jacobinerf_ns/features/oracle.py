@@ -107,7 +107,7 @@ class OracleExtractor:
             UserError: classes have no names, or a text is none.
         """
         if not self.config.by_name:
-            raise UserError("the oracle teacher knows words only by name: give oracle --by-name True")
+            raise UserError("the oracle teacher knows words only by name: give oracle --by-name")
         numbers = torch.arange(1, len(words) + 1)[None]
         return self._vectors(_CLASS, numbers, {i + 1: checked(text) for i, text in enumerate(words)})[0]
 
