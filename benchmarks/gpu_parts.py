@@ -29,7 +29,7 @@ from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.config import jacobinerf
 from jacobinerf_ns.core.propagation import PropagationConfig
 from jacobinerf_ns.demo.capture import write_capture
-from jacobinerf_ns.demo.contact_sheet import write_contact_sheet
+from jacobinerf_ns.demo.contact_sheet import click_things, write_contact_sheet
 from jacobinerf_ns.evaluation.shaping_quality import evaluate_one_click
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import extract_all
@@ -159,14 +159,16 @@ class Day:
         if self._renders:
             self._rendered.result()
         start = time.perf_counter()
-        pipeline = train(config, "Training", self._room(*self.size.capture), self.folder / "runs").pipeline
+        trainer = train(config, "Training", self._room(*self.size.capture), self.folder / "runs")
+        pipeline = trainer.pipeline
         found: Numbers = {"steps": config.max_num_iterations, "seconds": time.perf_counter() - start}
         with quiet_nerfstudio():
             pipeline.eval()
             with pipeline.model.answering_by("trunk"):
                 found["unshaped"] = evaluate_one_click(pipeline).as_dict()
             found["shaped"] = evaluate_one_click(pipeline).as_dict()
-            write_contact_sheet(self.folder / "contact_sheet.png", pipeline)
+            run = Run(trainer.config, pipeline, trainer.config.get_base_dir(), config.max_num_iterations - 1)
+            write_contact_sheet(self.folder / "contact_sheet.png", run, *click_things(run))
         return found
 
     def click(self) -> Numbers:

@@ -31,6 +31,7 @@ from rich.table import Table
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
+from jacobinerf_ns.features.store import FeatureStore
 from jacobinerf_ns.files.atomic import atomic_write
 from jacobinerf_ns.shaping import WHOLE_BATCH
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
@@ -188,7 +189,7 @@ def measure(row: Row, folder: Path, steps: int) -> Row:
     watcher.join()
     data = trainer.pipeline.datamanager
     assert isinstance(data, MeasuredDataManager)
-    assert data.feature_store is not None
+    assert isinstance(data.feature_store, FeatureStore)
     assert len(data.feature_store) == row.images
     start = time.perf_counter()
     for step in range(steps, steps + 10):

@@ -24,6 +24,7 @@ from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
 from jacobinerf_ns.trainer import JacobiNeRFTrainer, JacobiNeRFTrainerConfig
@@ -36,6 +37,7 @@ EXTRACTORS = {
     "handcrafted": HandcraftedConfig,
     "oracle": OracleConfig,
     "precomputed": PrecomputedConfig,
+    "surfaces": SurfacesConfig,
 }
 PARSERS = {
     "jacobinerf-data": JacobiNeRFDataParserConfig,

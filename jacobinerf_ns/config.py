@@ -10,6 +10,9 @@ from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from jacobinerf_ns.datamanager import FeatureDataManagerConfig
+from jacobinerf_ns.features.choices import ExtractorConfig
+from jacobinerf_ns.features.dino import DinoConfig
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.model import JacobiNeRFModelConfig
 from jacobinerf_ns.optimizers import FusedAdamOptimizerConfig
 from jacobinerf_ns.pipeline import JacobiNeRFPipelineConfig
@@ -40,8 +43,9 @@ LITE_MODEL = replace(
     num_nerf_samples_per_ray=24,
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
-    shaping_start_step=500,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=2000),
+    # Its own teacher looks at the field's depth: half of the training makes that.
+    shaping_start_step=1200,
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=1300),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
@@ -58,7 +62,13 @@ PAPER_MODEL = replace(
 
 
 def trainer_config(
-    name: str, model: JacobiNeRFModelConfig, steps: int, rays: int, decay_steps: int, lr_final: float
+    name: str,
+    model: JacobiNeRFModelConfig,
+    steps: int,
+    rays: int,
+    decay_steps: int,
+    lr_final: float,
+    teacher: ExtractorConfig | None = None,
 ) -> JacobiNeRFTrainerConfig:
     """Return a method: nerfacto's optimisers and logging around a model.
 
@@ -69,6 +79,7 @@ def trainer_config(
         rays: rays per training step.
         decay_steps: steps over which learning rates fall from 1e-2 to `lr_final`.
         lr_final: learning rate at the end of the decay.
+        teacher: taken where none is named; none is the data manager's own, DINO.
     """
     group = {
         "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
@@ -85,7 +96,9 @@ def trainer_config(
         steps_per_eval_batch=500,
         mixed_precision=True,
         pipeline=JacobiNeRFPipelineConfig(
-            datamanager=FeatureDataManagerConfig(train_num_rays_per_batch=rays, eval_num_rays_per_batch=rays),
+            datamanager=FeatureDataManagerConfig(
+                train_num_rays_per_batch=rays, eval_num_rays_per_batch=rays, extractor=teacher or DinoConfig()
+            ),
             model=model,
         ),
         optimizers={"proposal_networks": group, "fields": group, "camera_opt": camera_group},
@@ -100,7 +113,15 @@ jacobinerf = MethodSpecification(
 )
 jacobinerf_lite = MethodSpecification(
     config=replace(
-        trainer_config("jacobinerf-lite", LITE_MODEL, steps=2500, rays=512, decay_steps=2500, lr_final=1e-3),
+        trainer_config(
+            "jacobinerf-lite",
+            LITE_MODEL,
+            steps=2500,
+            rays=512,
+            decay_steps=2500,
+            lr_final=1e-3,
+            teacher=SurfacesConfig(),
+        ),
         mixed_precision=False,
         steps_per_save=500,
     ),

@@ -17,14 +17,19 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from jacobinerf_ns.compat.byte_images import as_floats, float_bytes, images_as_bytes
+from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.dataparsers.label_folders import add_label_maps
+from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
+from jacobinerf_ns.features.field_teacher import Sight, surface_features, surfaces_of
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.features.store import FeatureStore, ResidentFeatures, fits_on, open_store
+from jacobinerf_ns.features.palette import PaletteStore
+from jacobinerf_ns.features.store import FeatureLookup, PixelFeatures, fits_on, open_store
 from jacobinerf_ns.features.streaming import pinned, to_device
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.shaping import WHOLE_BATCH, anchor_rays
 
 LARGE_CAPTURE = 2 << 30
@@ -54,6 +59,9 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     label_dir: Path | None = None
     """Folder with ground truth for a capture of any format: index PNGs named like the images, in `semantics` and
     `instances` or in the folder itself (classes); and `classes.json`. Instead of label maps that the capture has."""
+    with_surfaces: bool = False
+    """Pool the teacher's features over the segments that `surfaces` finds in the field's geometry: that takes noise and
+    the blur of patches off, and makes views agree. Shaping then waits for the field, as it does with `surfaces`."""
     cache_dir: Path | None = None
     """Folder for extracted features; None is jacobinerf-ns/features in $XDG_CACHE_HOME (by default ~/.cache)."""
 
@@ -66,11 +74,14 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
 
     config: FeatureDataManagerConfig
     eval_dataparser_outputs: DataparserOutputs
-    _store: FeatureStore | None = None
+    sight: Sight | None = None
+    """The field, for teachers that look at it; the pipeline gives it."""
+    _store: PixelFeatures | None = None
     _from_step: int = 0
+    _waits_for_field: bool = False
     _num_anchors: int = WHOLE_BATCH
     _reader: ThreadPoolExecutor | None = None
-    _resident: ResidentFeatures | None = None
+    _resident: FeatureLookup | None = None
 
     def prepare_features(self, from_step: int, num_anchors: int = WHOLE_BATCH) -> None:
         """Extract the features of the training images, or open their cache, and add them to batches from a step on.
@@ -80,15 +91,51 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         config = self.config
         if isinstance(config.extractor, OracleConfig):
             CONSOLE.print("Teacher: oracle, made from the capture's own label maps. Say so with every result.")
+        self._from_step, self._num_anchors = from_step, num_anchors
+        self._waits_for_field = self.looks_at_field
+        if isinstance(config.extractor, SurfacesConfig):
+            config.extractor.check()
+            if config.feature_dim is not None or config.center_features:
+                raise UserError(
+                    "feature-dim and center-features given with the surfaces teacher, whose features are few and made "
+                    "to measure: leave them out"
+                )
+            return
         extractor = config.extractor.setup(device=self.device)
         frames = self.frames("train")
-        self._store = open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features)
-        self._from_step, self._num_anchors = from_step, num_anchors
+        self._use(open_store(extractor, frames, config.cache_dir, config.feature_dim, config.center_features))
+
+    def _use(self, store: PixelFeatures) -> None:
+        """Add features to batches from now on."""
+        self._store, self._resident = store, None
         device = torch.device(self.device)
-        if fits_on(device, self._store.value_bytes, config.gpu_features):
-            self._resident = self._store.resident(device)
-        elif device.type != "cpu":
+        if fits_on(device, store.value_bytes, self.config.gpu_features):
+            self._resident = store.resident(device)
+        elif device.type != "cpu" and self._reader is None:
             self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+
+    @property
+    def looks_at_field(self) -> bool:
+        """Whether the teacher needs a trained field."""
+        return isinstance(self.config.extractor, SurfacesConfig) or self.config.with_surfaces
+
+    def _surface_features(self, split: Literal["train", "eval"], pooled: PixelFeatures | None) -> PaletteStore:
+        """Return features by the surfaces of the field.
+
+        Raises:
+            UserError: there is no field to look at, or nothing to be seen.
+        """
+        chosen = self.config.extractor
+        config = chosen if isinstance(chosen, SurfacesConfig) else SurfacesConfig()
+        if self.sight is None:
+            config.setup()
+        assert self.sight is not None
+        frames = self.frames("train")
+        with rank_zero_first():
+            found = surfaces_of(self.sight, config, frames, self.train_dataset.cameras, self.config.cache_dir)
+        views = None if split == "train" else (self.frames(split), self.eval_dataset.cameras)
+        sizes = [frame.size for frame in (frames if views is None else views[0])]
+        return surface_features(self.sight, found, config, views, sizes, pooled)
 
     def create_train_dataset(self) -> InputDataset:
         """Nerfstudio's data set; all splits are parsed before, and get the label maps of `label_dir`.
@@ -122,16 +169,25 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return images_as_bytes() if large else nullcontext()
 
     @property
-    def feature_store(self) -> FeatureStore | None:
-        """Features of the training images by (image, row, col); None before `prepare_features`."""
+    def feature_store(self) -> PixelFeatures | None:
+        """Features of the training images by (image, row, col); None before `prepare_features`, or before a teacher
+        that looks at the field has done so.
+        """
         return self._store
 
-    def teacher_store(self, split: Literal["train", "eval"]) -> FeatureStore:
+    def teacher_store(self, split: Literal["train", "eval"]) -> PixelFeatures:
         """Return the teacher's own features of a split's images, extracted where the cache lacks them.
 
         Neither projected nor centred: that is fitted to the training images, and features of both splits must compare.
         """
-        return open_store(self.config.extractor.setup(device=self.device), self.frames(split), self.config.cache_dir)
+        extractor, folder = self.config.extractor, self.config.cache_dir
+        if isinstance(extractor, SurfacesConfig):
+            return self._surface_features(split, None)
+        if self.config.with_surfaces:
+            return self._surface_features(
+                split, open_store(extractor.setup(device=self.device), self.frames("train"), folder)
+            )
+        return open_store(extractor.setup(device=self.device), self.frames(split), folder)
 
     def frames(self, split: Literal["train", "eval"]) -> list[Frame]:
         """Return the images of a split, as extractors want them."""
@@ -148,12 +204,15 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         takes half a hundredth of a step of the same cores.
         """
         rays, batch = _with_floats(super().next_train(step))
+        if self._waits_for_field and step >= self._from_step:
+            self._waits_for_field = False
+            self._use(self._surface_features("train", self._store))
         if self._store is not None and step >= self._from_step:
             pixels = batch["indices"].cpu()[anchor_rays(len(batch["indices"]), self._num_anchors)]
             batch["features"] = self._look_up(self._store, pixels)
         return rays, batch
 
-    def _look_up(self, store: FeatureStore, pixels: Tensor) -> Tensor | Future[Tensor]:
+    def _look_up(self, store: PixelFeatures, pixels: Tensor) -> Tensor | Future[Tensor]:
         device = torch.device(self.device)
         if self._resident is not None:
             return self._resident.sample(to_device(pixels, device))

@@ -30,6 +30,7 @@ from jacobinerf_ns.labels.memory import ChunkSize
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.labels.views import render_view
 from jacobinerf_ns.shaping import ShapingConfig
@@ -248,6 +249,23 @@ class JacobiNeRFModel(NerfactoModel):
                 logits=trace.logits.float(),
                 background=self._background(),
             )
+
+    @torch.no_grad()
+    def look(self, ray_bundle: RayBundle) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"]]:
+        """Return the expected distance along each ray, and its opacity (0..1); training goes on as if nobody looked."""
+        sampler = self.proposal_sampler
+        since = sampler._steps_since_update
+        found = []
+        with in_eval_mode(self):
+            for start in range(0, len(ray_bundle), self.rays_at_once):
+                rays = ray_bundle[start : start + self.rays_at_once].to(self.device)
+                rays = rays if self.collider is None else self.collider(rays)
+                samples, _, _ = sampler(rays, density_fns=self.density_fns)
+                weights = samples.get_weights(self.field.get_density(samples)[0]).float()
+                found.append((self.renderer_expected_depth(weights, samples), self.renderer_accumulation(weights)))
+        sampler._steps_since_update = since
+        distances, opacities = (torch.cat(part)[..., 0].float() for part in zip(*found, strict=True))
+        return distances, opacities
 
     def _background(self) -> jacobian.Background:
         """Return what is behind the samples; the viewer's and exporter's override is a constant colour like black."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
@@ -21,6 +22,7 @@ from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
+from jacobinerf_ns.features.field_teacher import Sight, SurfacesState, surfaces_in
 from jacobinerf_ns.labels.keeper import LabelKeeper, LabelMaker
 from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
 from jacobinerf_ns.labels.tracer import in_eval_mode
@@ -72,6 +74,8 @@ class JacobiNeRFPipeline(VanillaPipeline):
         with rank_zero_first():
             super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
             trains = self._trains = test_mode == "val"
+            self.surfaces = SurfacesState()
+            self.datamanager.sight = Sight(self.model.look, self._weights, self.surfaces)
             if trains and self.model.config.shaping.active:
                 start = self.model.config.shaping_start_step
                 self.datamanager.prepare_features(from_step=start, num_anchors=self.model.num_anchors)
@@ -85,6 +89,14 @@ class JacobiNeRFPipeline(VanillaPipeline):
             places = None if self.device.type == "cpu" else [local_rank]
             shared = DistributedDataParallel(self.model, device_ids=places, find_unused_parameters=True)
             self._model = cast(JacobiNeRFModel, shared)
+
+    def _weights(self) -> list[Tensor]:
+        return list(self.model.state_dict().values())
+
+    @property
+    def photo_cameras(self) -> Cameras:
+        """Of the photos that the field learns from, in the scene's frame."""
+        return self.datamanager.train_dataset.cameras
 
     @property
     def world(self) -> WorldFrame:
@@ -163,6 +175,9 @@ class JacobiNeRFPipeline(VanillaPipeline):
             if checkpoints.is_nerfacto(state):
                 state = checkpoints.from_nerfacto(state, expected)
             checkpoints.check_fits(state, expected)
+            found = surfaces_in(loaded_state)
+            if found is not None and self.datamanager.looks_at_field:
+                self.surfaces.keep(found)
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)
             self.model.loads += 1

@@ -153,7 +153,7 @@ class Tab:
 
     def gui(self, label: str, folder: str | None = None) -> dict[str, Any]:
         """The one element of a label; `folder` tells equal labels apart. The last one if both are shown twice."""
-        found = self.elements(label, folder)
+        found = [element for element in self.elements(label, folder) if element["type"] != "GuiAddFolderMessage"]
         shown = [element for element in found if element.get("visible", True)] or found
         assert shown, f"no element {label!r}; there are {sorted({e.get('label') or '' for e in self.elements()})}"
         return shown[-1]
@@ -175,19 +175,19 @@ class Tab:
 
     def press(self, label: str, option: str | None = None, folder: str | None = None) -> None:
         """Presses a button, or an option of a button group. A disabled one is waited for."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         place = self._by_id(element) if option is None else self._inputs(element, "button").filter(has_text=option)
         self._press(element, place)
 
     def set_number(self, label: str, value: float, folder: str | None = None) -> None:
         """Types a number into the field of a slider or of a number."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         if element["value"] != value:
             self._set(element, lambda: self._type(self._inputs(element).last, f"{value:g}"))
 
     def choose(self, label: str, option: str, folder: str | None = None) -> None:
         """Chooses an option of a dropdown."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         if element["value"] == option:
             return
 
@@ -199,19 +199,19 @@ class Tab:
 
     def fill(self, label: str, text: str, folder: str | None = None) -> None:
         """Puts a text into a text field, at once; a person's keys would each send what is there so far."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         if element["value"] != text:
             self._set(element, lambda: self._type(self._inputs(element).first, text))
 
     def check(self, label: str, on: bool, folder: str | None = None) -> None:
         """Sets a checkbox."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         if element["value"] != on:
             self._set(element, lambda: self._by_id(element).set_checked(on))
 
     def pick_colour(self, label: str, colour: tuple[int, int, int], folder: str | None = None) -> None:
         """Types a colour (0..255) into a colour field."""
-        element = self.gui(label, folder)
+        element = self._reach(label, folder)
         if tuple(element["value"]) != colour:
             text = "#" + "".join(f"{part:02x}" for part in colour)
             self._set(element, lambda: self._type(self._inputs(element).first, text))
@@ -349,6 +349,18 @@ class Tab:
     def _type(self, place: Any, text: str) -> None:
         place.fill(text)
         place.press("Enter")
+
+    def _reach(self, label: str, folder: str | None = None) -> dict[str, Any]:
+        """The element of a label; the folder that it lies in is opened, if it is closed."""
+        element = self.gui(label, folder)
+        title, place = (
+            self.heard.folder(element),
+            f"[id='{element['id']}']:visible, label[for='{element['id']}']:visible",
+        )
+        if title is not None and element["visible"] and not self.page.locator(place).count():
+            self.page.get_by_text(title, exact=True).first.click()
+            self.page.locator(place).first.wait_for()
+        return element
 
     def _by_id(self, element: dict[str, Any]) -> Any:
         return self.page.locator(f"[id='{element['id']}']")

@@ -104,10 +104,6 @@ class User:
         """Clicks at a pixel of the room's photographs, whatever the size of the last frame is."""
         self.tab.click_pixel(row, col, (HEIGHT, WIDTH))
 
-    def open_folder(self, label: str) -> None:
-        """Opens a folder of the panel; its title stands before what is in it."""
-        self.tab.page.get_by_text(label, exact=True).first.click()
-
     def status(self) -> str:
         """The line at the top of the panel."""
         texts = [element for element in self.tab.elements(folder="JacobiNeRF") if "markdown" in element]

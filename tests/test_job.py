@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,6 @@ def test_the_panel_says_that_it_works_on_the_cpu(full: bool, tmp_path: Path, mon
     handle = SimpleNamespace(on_click=lambda _: None, content="")
     gui = SimpleNamespace(**dict.fromkeys(("add_button", "add_progress_bar", "add_markdown"), lambda *_, **__: handle))
     server: Any = SimpleNamespace(gui=gui)
-    FileSection(desk, server, tmp_path).save_masks()
+    FileSection(desk, server, tmp_path, nullcontext()).save_masks()  # pyright: ignore[reportArgumentType]
     assert "at work in the background" in said[0]
     assert ("On the CPU, which takes longer: too little of the GPU is free." in said[0]) == full

@@ -444,9 +444,10 @@ def test_one_label_alone_is_not_refined_away(pipeline):
 def test_every_label_has_its_own_levels_and_a_size_among_them(pipeline):
     snapshot = show(pipeline, two_clicks(pipeline))
     rays = pipeline.random_training_rays(POOL_RAYS)
-    vectors = trace_all(pipeline.model, rays, lambda traced: responses(Piece(traced), snapshot))
+    with torch.no_grad():
+        scene = trace_all(pipeline.model, rays, lambda traced: responses(Piece(traced), snapshot))
     for position, label in enumerate(snapshot.labels):
-        found = find_plateaus(vectors[:, position])
+        found = find_plateaus(scene[:, position])
         assert snapshot.levels(position) == found
         assert snapshot.thresholds()[position] == found.levels[found.natural]
         for grow in range(-9, 10):
@@ -464,14 +465,11 @@ def test_a_threshold_that_is_named_is_the_natural_level_of_all_labels(pipeline):
 
 
 @pytest.mark.parametrize("strictness", [0.0, -0.5, 0.5])
-def test_a_label_alone_is_its_selection_in_every_output(pipeline, view, strictness: float):
+def test_a_label_alone_is_its_selection_in_every_output(pipeline, strictness: float):
     """A second label that nobody has clicked yet changes nothing of that."""
     snapshot = show(pipeline, [click(pipeline, 7, (3, 4))], strictness=strictness)
     assert snapshot.alone
-    shown, found = (
-        pipeline.model.get_outputs_for_camera(view),
-        numbers(pipeline, view.generate_rays(0, keep_shape=True)),
-    )
+    shown, found = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline)), numbers(pipeline, view(pipeline))
     selection = shown["selection"][..., 0]
     mine = found.responses[..., 0]
     assert torch.equal(selection, (mine >= snapshot.thresholds()[0]) & (mine > 0))

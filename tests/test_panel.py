@@ -1,9 +1,11 @@
 """The panel without a browser: its thread, its words, its jobs, and what clicks do to the annotation file."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +26,13 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations, SpaceBox, SpaceClick
 from jacobinerf_ns.annotations.store import read_annotations, write_annotations
 from jacobinerf_ns.compat.fair_lock import FairLock
+from jacobinerf_ns.core.plateaus import Plateaus
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.views import SCREEN
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.desk import NEW_VOID
 from jacobinerf_ns.panel.job import Job
+from jacobinerf_ns.panel.opening_view import OpeningView
 from jacobinerf_ns.panel.panel import CPU_RESOLUTION, Panel
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.worker import Worker
@@ -73,36 +78,77 @@ def test_a_frame_is_not_stopped_while_a_lock_is_let_go():
     renderer._stop_if_stale()  # asked once, stopped once
 
 
-def test_a_frame_that_was_asked_for_is_not_forgotten_when_the_thread_idles(
-    viewer: Viewer, panel: Panel, monkeypatch: pytest.MonkeyPatch
-):
-    """Nerfstudio's thread, about to idle, puts its own `static` in the place of what was asked for just before."""
-    state = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)
+STATE = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)
+
+
+@pytest.fixture
+def renderer(viewer: Viewer, panel: Panel, monkeypatch: pytest.MonkeyPatch) -> SteadyRenderer:
+    """Of a tab whose camera rests, with its large frame on the screen."""
     client: Any = None
-    renderer = SteadyRenderer(viewer, 10.0, client, screen=panel.screen, failed=lambda error: None)
-    monkeypatch.setattr(viewer, "get_camera_state", lambda _: state)
-    monkeypatch.setattr(renderer, "_calculate_image_res", lambda _: (4, 4))
+    found = SteadyRenderer(viewer, 10.0, client, screen=panel.screen, failed=lambda error: None)
+    monkeypatch.setattr(viewer, "get_camera_state", lambda _: STATE)
+    monkeypatch.setattr(found, "_calculate_image_res", lambda _: (4, 4))
+    monkeypatch.setattr("jacobinerf_ns.panel.renderer.IDLE_SECONDS", 0.01)
+    found.state = "high"
+    found._render_img(STATE)
+    assert found._take() is None
+    return found
 
-    def idles() -> str | None:
-        """What the thread does next after it waited in vain: nothing for `static`, as the view is finished."""
-        renderer.action(RenderAction("static", state))
-        action, renderer.next_action = renderer.next_action, None
-        return None if action is None else action.action
 
-    renderer.state = "high"
-    renderer._render_img(state)
-    assert idles() == "static"
-    renderer.refresh()
-    assert idles() == "step"
-    assert idles() == "step", "it was taken, but nothing was rendered"
-    renderer._render_img(state)
-    assert idles() == "static"
+def test_a_frame_that_is_asked_for_while_another_is_taken_is_not_lost(renderer: SteadyRenderer):
+    """Nerfstudio's thread reads what is asked for, and forgets what is asked for a moment later."""
+    asking: list[threading.Thread] = []
+
+    class Trigger(threading.Event):
+        def clear(self) -> None:
+            super().clear()
+            if not asking:
+                asking.append(threading.Thread(target=renderer.refresh))
+                asking[0].start()
+                asking[0].join(0.2)  # It is made to wait; without a lock it would be done.
+
+    renderer.render_trigger = Trigger()
+    renderer.action(RenderAction("step", STATE))
+    assert renderer._take() is not None
+    asking[0].join(10)
+    second = renderer._take()
+    assert second is not None
+    assert second.action == "step"
+    assert renderer._take() is None
+
+
+def test_what_the_screen_does_not_show_is_rendered_though_nobody_asks(
+    viewer: Viewer, renderer: SteadyRenderer, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline_of(viewer).model.loads += 1
+    stale = renderer._take()
+    assert stale is not None
+    assert stale.action == "step"
+    renderer._render_img(STATE)
+    assert renderer._take() is None
+    elsewhere = CameraState(fov=0.5, aspect=1.0, c2w=STATE.c2w, camera_type=CameraType.PERSPECTIVE)
+    monkeypatch.setattr(viewer, "get_camera_state", lambda _: elsewhere)
+    moved = renderer._take()
+    assert moved is not None
+    assert (moved.action, renderer.state) == ("move", "low_move")
+
+
+def test_a_message_that_had_to_wait_comes_before_the_next(viewer: Viewer, monkeypatch: pytest.MonkeyPatch):
+    """viser sends at once where it can: then what was replaced a moment later is what stays on the page."""
+    server, sent, waiting = viewer.viser_server._websock_server, list[Any](), list[Any]()
+    monkeypatch.setattr(server, "unsafe_send_message", sent.append)
+    monkeypatch.setattr(server._thread_executor, "submit", lambda run, *with_: waiting.append((run, with_)))
+    with server.atomic():
+        server.queue_message("looking")  # pyright: ignore
+    server.queue_message("found")  # pyright: ignore
+    for run, arguments in waiting:
+        run(*arguments)
+    assert sent == ["looking", "found"]
 
 
 def test_a_tab_that_has_no_thread_yet_is_no_error(viewer: Viewer):
     """Nerfstudio asks all tabs that are connected for a frame, in the middle of training too."""
-    state = CameraState(fov=1.0, aspect=1.0, c2w=torch.eye(4)[:3], camera_type=CameraType.PERSPECTIVE)
-    viewer.render_statemachines[99].action(RenderAction("step", state))
+    viewer.render_statemachines[99].action(RenderAction("step", STATE))
     assert 99 not in viewer.render_statemachines
 
 
@@ -166,6 +212,20 @@ def test_of_tasks_with_one_key_the_newest_that_waits_is_done():
     gate.set()
     wait_for(lambda: stage.done == ["slider 4"])
     assert not stage.worker.waits("slider")
+
+
+def test_however_much_there_is_to_do_the_worker_looks_around():
+    """Reports of frames that come fast: a change from outside, and the end of a job, would not be seen."""
+    stage, enough = Stage(), threading.Event()
+
+    def again() -> None:
+        time.sleep(0.001)
+        if not enough.is_set():
+            stage.worker.post(again)
+
+    stage.worker.post(again)
+    wait_for(lambda: stage.idle > 1, seconds=5)
+    enough.set()
 
 
 def test_typing_waits_for_more_but_is_done_before_a_button():
@@ -386,11 +446,11 @@ def test_undo_redo_clear(panel: Panel):
 def test_looking_is_nothing_to_undo(panel: Panel):
     press(panel)
     click_on_pixel(panel, 9, 12)
-    panel.desk.do(lambda: panel.show.set(threshold=0.4))
+    panel.desk.do(lambda: panel.show.set(strictness=0.4))
     panel.desk.do(panel.clicks.undo)
     settle(panel)
     assert saved(panel).seeds == ()
-    assert saved(panel).view.propagation.threshold == 0.4
+    assert saved(panel).view.propagation.strictness == 0.4
 
 
 def test_a_box_is_drawn_by_the_tab_it_is_drawn_in(panel: Panel):
@@ -412,8 +472,8 @@ def test_a_box_is_drawn_by_the_tab_it_is_drawn_in(panel: Panel):
 
 
 def test_labels_are_named_coloured_chosen_and_deleted(panel: Panel):
-    panel.desk.do(panel.labels.add)
-    panel.desk.do(panel.labels.add)
+    panel.desk.do(panel.desk.add_label)
+    panel.desk.do(panel.desk.add_label)
     settle(panel)
     assert [label.name for label in saved(panel).labels] == ["object 1", "object 2"]
     panel.labels._name.value = "chair"
@@ -471,10 +531,111 @@ def test_another_program_and_a_damaged_file(panel: Panel):
     assert len(saved(panel).seeds) == 1
 
 
+def test_what_another_program_writes_is_on_the_screen_whoever_sees_it_first(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch
+):
+    """The panel shows the file whenever it looks; that must not count as having asked for frames."""
+    settle(panel)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        panel.viewer, "render_statemachines", SimpleNamespace(items=list, values=lambda: asked.append(1) or [])
+    )
+    write_annotations(panel._store.path, changes.add_label(Annotations(), "from outside")[0])
+    panel.desk.do(panel._refresh)
+    settle(panel)
+    wait_for(lambda: asked)
+
+
+def test_what_a_user_has_just_set_is_not_set_back(panel: Panel):
+    """viser changes the value before it tells anybody; a frame's report may refresh the panel just then."""
+    slider = panel.show._opacity
+    slider._impl.value = 0.25  # as viser does, before it calls back
+    panel.desk.do(panel._refresh)
+    settle(panel)
+    assert slider.value == 0.25
+    told: Any = SimpleNamespace(client=object())
+    for callback in slider._impl.update_cb:
+        callback(told)
+    settle(panel)
+    assert saved(panel).view.opacity == 0.25
+
+
+def test_smaller_and_larger_go_from_level_to_level_and_end(panel: Panel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(LabelSnapshot, "levels", lambda *_: Plateaus((0.9, 0.5, 0.2), natural=1))
+    smaller, larger = panel.sizes._smaller, panel.sizes._larger
+    assert (smaller.disabled, larger.disabled) == (True, True)
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    render(panel)
+    assert (smaller.disabled, larger.disabled) == (False, False)
+    panel.desk.do(lambda: panel.sizes.step(1))
+    settle(panel)
+    assert panel.desk._status.content == "larger: 3 of 3"
+    assert [label.grow for label in saved(panel).labels] == [1]
+    assert (smaller.disabled, larger.disabled) == (False, True)
+    panel.desk.do(lambda: panel.sizes.step(1))
+    settle(panel)
+    assert "nothing larger is known" in panel.desk._status.content
+    for _ in range(2):
+        panel.desk.do(lambda: panel.sizes.step(-1))
+    settle(panel)
+    assert panel.desk._status.content == "smaller: 1 of 3"
+    assert (smaller.disabled, larger.disabled) == (True, False)
+    panel.desk.do(panel.clicks.undo)
+    settle(panel)
+    assert [label.grow for label in saved(panel).labels] == [0]
+
+
+def test_a_new_label_is_chosen_in_the_list(panel: Panel):
+    panel.desk.do(panel.desk.add_label)
+    settle(panel)
+    assert panel.clicks.label.options == ("object 1", texts.NEW_LABEL)
+    panel.desk.do(lambda: panel.clicks.choose(texts.NEW_LABEL))
+    settle(panel)
+    assert panel.clicks.label.options == ("object 1", "object 2", texts.NEW_LABEL)
+    assert panel.clicks.label.value == "object 2"
+
+
+def test_what_everybody_needs_comes_first_and_the_rest_is_folded_away(panel: Panel):
+    parent = panel.clicks.label._impl.parent_container_id
+    inside: list[Any] = list(panel.viser_server.gui._container_handle_from_id[parent]._children.values())
+    shown = sorted((child for child in inside if hasattr(child, "_impl")), key=lambda child: child._impl.order)
+    labels = [child._impl.label for child in shown if child._impl.visible]
+    assert labels == ["Label", "Click", "Not this", "Smaller", "Larger", "Name", "Propagate", "Save masks", "Seeds"]
+
+
+class Page:
+    """The camera of a page, as viser sets it."""
+
+    def __init__(self, position: tuple[float, float, float], look_at: tuple[float, float, float]) -> None:
+        self.position, self.look_at, self.fov = np.array(position), np.array(look_at), 1.3
+        self.up_direction, self.camera = np.array([0.0, 0.0, 1.0]), self
+
+    def atomic(self) -> Any:
+        return nullcontext()
+
+
+def test_a_page_that_is_opened_begins_at_a_photo_and_one_that_was_open_is_left_alone(viewer: Viewer):
+    cameras = pipeline_of(viewer).photo_cameras
+    view, fresh, old = OpeningView(cameras), Page((-3.0, 3.0, 3.0), (0, 0, 0)), Page((1.0, 2.0, 3.0), (0, 0, 0))
+    for page in (fresh, old):
+        view._put(page)  # pyright: ignore
+    distances = (cameras.camera_to_worlds[:, :, 3].numpy() * 10 - fresh.position).__abs__().max(-1)
+    photo = int(distances.argmin())
+    assert distances[photo] < 1e-6
+    ahead = fresh.look_at - fresh.position
+    np.testing.assert_allclose(ahead / np.linalg.norm(ahead), -cameras.camera_to_worlds[photo, :, 2].numpy(), atol=1e-5)
+    assert fresh.fov == pytest.approx(2 * math.atan(float(cameras.height[photo] / 2 / cameras.fy[photo])))
+    assert old.position.tolist() == [1, 2, 3]
+
+
 def test_files_need_a_checkpoint_and_a_click(panel: Panel):
     settle(panel)
     assert panel.files._masks.disabled
-    assert "Click on a thing first" in panel.files._state.content
+    assert not panel.files._state.visible
+    panel.desk.do(panel.files.save_masks)
+    settle(panel)
+    assert "Click on a thing first" in panel.desk._status.content
     press(panel)
     click_on_pixel(panel, 9, 12)
     assert not panel.files._masks.disabled

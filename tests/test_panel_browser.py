@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import browser
 import numpy as np
 import pytest
-from browser import Browser
+from browser import Browser, Tab
 from panel_user import User, iou, shared_room, user_of
-from trained_room import CLICKED, Room
+from trained_room import CLICKED, TEST_VIEWS, VIEWS, Room
 from viewer_process import ViewerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
@@ -43,6 +43,14 @@ def someone_else(someone: User, chromium: Browser) -> Iterator[User]:
 
 
 @pytest.fixture
+def new_tab(someone: User, chromium: Browser) -> Iterator[Tab]:
+    """Just opened."""
+    found = chromium.open(someone.viewer.url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
 def user(someone: User) -> Iterator[User]:
     """Without annotations, where the chair is seen best; nothing else may be raised in the viewer meanwhile."""
     before = len(someone.viewer.tracebacks())
@@ -53,18 +61,27 @@ def user(someone: User) -> Iterator[User]:
     assert someone.tab.errors == []
 
 
-def test_a_click_shows_what_resonates_and_is_saved_within_a_second(user: User):
+def test_a_click_tints_and_outlines_the_thing_and_is_saved_within_a_second(user: User):
     chair = user.room.best_view(CHAIR)
     answer = user.click_on(chair)
     user.tab.wait_until(user.file.exists, "annotations.json", timeout=1.0)
     assert "**object 1** answers in" in answer
-    assert user.tab.gui("Output type")["value"] == "resonance"
-    assert user.tab.gui("Show")["value"] == "Resonance"
+    assert user.tab.gui("Output type")["value"] == "selection_overlay"
+    assert user.tab.gui("Show")["value"] == "Selection"
     assert user.tab.pointer is None
     saved = user.saved()
     assert [(seed["kind"], seed["label"], seed["negative"]) for seed in saved["seeds"]] == [("space", 1, False)]
     user.wait_for_marks("sphere")
     assert user.marks() == [("sphere", tuple(saved["labels"][0]["colour"]))]
+    shown, plain = user.wait_until_shown("selection_overlay"), user.rendered("rgb").astype(int)
+    selected, line = user.numbers("selection")[..., 0], (shown == 255).all(-1)
+    assert iou(selected, chair.mask) >= 0.8
+    # A line around the thing, its colours pulled to the label's, and the rest of the picture a little darker.
+    assert (line & ~selected).sum() > 0.5 * np.sqrt(selected.sum())
+    rest = ~selected & ~line
+    np.testing.assert_allclose(shown[rest], 0.7 * plain[rest], atol=2)
+    assert 10 < abs(shown.astype(int) - plain)[selected].mean() < 80
+    user.tab.choose("Show", "Resonance")
 
     def is_red() -> bool:
         """Turbo: red answers, blue does not. The last frame may still be a small one."""
@@ -132,6 +149,50 @@ def test_seeds_are_added_subtracted_undone_and_cleared(user: User):
     user.wait_for_status("has no seeds to clear")
     user.tab.press("Seeds", "Undo")
     user.wait_for_marks("cube", "sphere")
+
+
+def test_smaller_and_larger_are_on_the_screen_and_in_the_file(user: User):
+    user.viewer.ask("levels", thresholds=[0.95, 0.7, 0.1])
+    try:
+        user.click_on(user.room.best_view(CHAIR))
+        middle = user.show_mask()
+        sizes = {}
+        for said in ("larger: 3 of 3", "smaller: 2 of 3", "smaller: 1 of 3"):
+            user.tab.press(said.split(":")[0].title())
+            user.wait_for_status(said)
+            sizes[said[-6]] = user.show_mask()
+        assert np.array_equal(sizes["2"], middle)
+        assert sizes["1"].sum() < middle.sum() < sizes["3"].sum()
+        assert user.saved()["labels"][0]["grow"] == -1
+        user.tab.wait_for_gui("Smaller", disabled=True)
+        user.tab.wait_for_gui("Larger", disabled=False)
+        user.tab.press("Seeds", "Undo")
+        user.wait_until_saved(lambda saved: saved["labels"][0]["grow"] == 0)
+        assert np.array_equal(user.wait_until_shown("selection")[..., 0] > 127, middle)
+    finally:
+        user.viewer.ask("levels", thresholds=None)
+
+
+def test_a_page_begins_where_a_photo_was_taken_and_keeps_its_camera_then(someone: User, new_tab: Tab):
+    photos = [someone.viewer.ask("training_camera", index=view) for view in range(VIEWS - TEST_VIEWS)]
+
+    def camera() -> dict:
+        return someone.viewer.ask("camera")
+
+    def at_a_photo() -> list[dict]:
+        found = camera()
+        pose = np.array(found["camera_to_world"])
+        return [photo for photo in photos if is_there(photo, found["fov"], pose)]
+
+    def is_there(photo: dict, fov: float, pose: np.ndarray) -> bool:
+        # A page's horizon is level, the photo's almost.
+        return np.abs(pose - np.array(photo["camera_to_world"])).max() < 0.02 and abs(fov - photo["fov"]) < 1e-3
+
+    new_tab.wait_until(at_a_photo, "a photo", 20)
+    new_tab.drag_scene(0.4, 0.5, 0.6, 0.5)
+    new_tab.wait_until(lambda: not at_a_photo(), "the camera to move", 20)
+    new_tab.wait_for_frame(after=new_tab.frames_seen)
+    assert not at_a_photo()
 
 
 def test_a_box_selects_what_is_in_it(user: User):
@@ -214,10 +275,10 @@ def test_two_tabs_show_the_same_and_one_may_leave_at_any_moment(user: User, some
     someone_else.look_at(chair.view)
     user.click_on(chair)
     someone_else.tab.wait_for_markdown("answers in")
-    assert someone_else.tab.gui("Output type")["value"] == "resonance"
+    assert someone_else.tab.gui("Output type")["value"] == "selection_overlay"
     someone_else.wait_for_marks("sphere")
-    someone_else.tab.set_number("Threshold", 0.9)
-    user.tab.wait_for_gui("Threshold", value=0.9)
+    someone_else.tab.set_number("Threshold", 0.5)
+    user.tab.wait_for_gui("Threshold", value=0.5)
     user.show_mask()
     someone_else.wait_until_shown("selection")
     someone_else.arm()

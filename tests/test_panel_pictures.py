@@ -11,7 +11,8 @@ from browser import Browser
 from panel_user import User, shared_room, user_of
 from viewer_process import ViewerProcess
 
-from jacobinerf_ns.demo.contact_sheet import centre_pixel
+from jacobinerf_ns.evaluation.one_click import centre_pixel
+from jacobinerf_ns.panel.texts import NEW_LABEL
 
 FOLDER = os.environ.get("JACOBINERF_SCREENSHOTS")
 pytestmark = [
@@ -51,7 +52,7 @@ def test_pictures_for_the_docs(user: User):
     for number, (thing, colour) in enumerate(THINGS.items()):
         where = user.room.truth(view) == user.room.best_view(thing).instance
         if number:
-            user.tab.press("Add label")
+            user.tab.choose("Label", NEW_LABEL)
             user.wait_for_status("click on what it stands for")
         assert "answers in" in user.click_at(*centre_pixel(torch.from_numpy(where)))
         if number == 0:
@@ -63,7 +64,6 @@ def test_pictures_for_the_docs(user: User):
     user.wait_until_shown("labels_overlay")
     take("viewer_labels.png")
     user.tab.choose("Label", "chair green")
-    user.open_folder("Edit")
     user.tab.pick_colour("New colour", (200, 60, 220))
     user.tab.press("Edit", "Recolour")
     user.wait_for_status("Recolour")

@@ -15,6 +15,8 @@ from PIL import Image
 from trained_room import HEIGHT, WIDTH, Room
 from viewer_process import ViewerProcess, clean_environment
 
+from jacobinerf_ns.panel.texts import NEW_LABEL
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
 
 CHAIR, TABLE = "chair green", "table wooden"
@@ -57,7 +59,7 @@ def test_labels_are_named_recoloured_and_propagated(user: User):
     user.look_at(chair.view)
     user.click_on(chair)
     name(user, CHAIR)
-    user.tab.press("Add label")
+    user.tab.choose("Label", NEW_LABEL)
     user.wait_for_status("click on what it stands for")
     user.click_on(table)
     name(user, TABLE)
@@ -88,9 +90,9 @@ def counts(user: User) -> str:
 
 def test_labels_marks_and_settings_outlive_the_page_and_the_server(user: User):
     user.tab.set_number("Opacity", 0.4)
-    user.tab.set_number("Threshold", 0.75)
+    user.tab.set_number("Threshold", 0.25)
     saved = user.wait_until_saved(
-        lambda saved: (saved["view"]["opacity"], saved["view"]["propagation"]["strictness"]) == (0.4, 0.75)
+        lambda saved: (saved["view"]["opacity"], saved["view"]["propagation"]["strictness"]) == (0.4, 0.25)
     )
     marks = user.marks()
     assert [shape for shape, _ in marks] == ["sphere", "sphere"]
@@ -98,8 +100,8 @@ def test_labels_marks_and_settings_outlive_the_page_and_the_server(user: User):
 
     def is_there() -> None:
         user.tab.wait_until(lambda: user.tab.gui("Label")["value"] == CHAIR, "the selected label")
-        assert list(user.tab.gui("Label")["options"]) == [CHAIR, TABLE]
-        assert (user.tab.gui("Opacity")["value"], user.tab.gui("Threshold")["value"]) == (0.4, 0.75)
+        assert list(user.tab.gui("Label")["options"]) == [CHAIR, TABLE, NEW_LABEL]
+        assert (user.tab.gui("Opacity")["value"], user.tab.gui("Threshold")["value"]) == (0.4, 0.25)
         user.look_at(user.room.best_view(CHAIR).view)
         user.tab.wait_until(lambda: user.marks() == marks, "the marks", 20)
         user.tab.wait_until(lambda: counts(user) == table, "the table", 20)
@@ -148,7 +150,6 @@ def test_ns_render_gives_the_masks_on_the_screen(user: User, tmp_path: Path):
 def test_edits_are_shown_saved_and_taken_back(user: User):
     chair = user.room.best_view(CHAIR)
     user.look_at(chair.view)
-    user.open_folder("Edit")
     plain = user.rendered("rgb").astype(int)
     user.tab.pick_colour("New colour", (255, 0, 255))
     user.tab.press("Edit", "Recolour")
@@ -182,16 +183,17 @@ def test_edits_are_shown_saved_and_taken_back(user: User):
 
 
 def test_masks_of_all_photos_are_cancelled_and_made(user: User):
-    user.open_folder("Save")
-    user.tab.press("Save masks of all photos")
+    user.tab.press("Save masks")
     user.tab.wait_for_gui("Cancel", visible=True)
     user.tab.wait_for_gui("Export part", disabled=True)
-    user.tab.wait_for_markdown("starting", folder="Save")
+    user.tab.wait_for_markdown("starting", folder="JacobiNeRF")
     user.tab.press("Cancel")
-    user.tab.wait_for_markdown("cancelled", folder="Save")
-    user.tab.press("Save masks of all photos")
-    user.tab.wait_until(lambda: re.search(r": [1-9]\d* %", user.tab.markdown("photos", folder="Save")), "progress")
-    user.tab.wait_for_markdown("done, in", folder="Save")
+    user.tab.wait_for_markdown("cancelled", folder="JacobiNeRF")
+    user.tab.press("Save masks")
+    user.tab.wait_until(
+        lambda: re.search(r": [1-9]\d* %", user.tab.markdown("photos", folder="JacobiNeRF")), "progress"
+    )
+    user.tab.wait_for_markdown("done, in", folder="JacobiNeRF")
     assert "done, in" in user.status()
     listed = json.loads((user.run / "propagated/propagation.json").read_text())["files"]
     assert listed
@@ -202,5 +204,5 @@ def test_masks_of_all_photos_are_cancelled_and_made(user: User):
 def test_the_selected_label_is_exported(user: User):
     user.viewer.ask("points_of_parts", count=3000)
     user.tab.press("Export part")
-    user.tab.wait_for_markdown("Part chair green: done, in", folder="Save", timeout=240)
+    user.tab.wait_for_markdown("Part chair green: done, in", folder="JacobiNeRF", timeout=240)
     assert {path.suffix for path in (user.run / "parts/1").iterdir()} >= {".ply"}

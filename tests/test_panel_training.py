@@ -98,7 +98,7 @@ class Restless:
         self._tab.set_number(label, round(self._dice.uniform(0.01, 0.99), 2))
 
     def press(self) -> None:
-        names = ("Stop", "Propagate", "Add label", "Delete label", "Save masks of all photos", "Hide Train Cams")
+        names = ("Stop", "Propagate", "Add label", "Delete label", "Save masks", "Smaller", "Larger", "Hide Train Cams")
         self._press(self._dice.choice(names))
 
     def choose(self) -> None:
@@ -152,7 +152,6 @@ def test_many_interactions_while_training(user: User, chromium: Browser, monkeyp
     people = [Restless(user.tab, seed=0), Restless(other, seed=1)]
     for tab in (user.tab, other):
         tab.page.get_by_text("Edit", exact=True).first.click()
-        tab.page.get_by_text("Save", exact=True).first.click()
         tab.page.set_default_timeout(4000)
     reader, begun = Reader(user.file), user.viewer.ask("step")
     reader.start()

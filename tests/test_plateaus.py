@@ -21,9 +21,15 @@ def test_levels_lie_between_a_part_its_thing_and_the_rest():
     responses = torch.tensor(PART + WHOLE + REST)
     found = find_plateaus(responses)
     assert selects(responses, found) == [20, 60]
-    # The wider of two plateaus on which nothing changes: 0.1 to 0.6, not 0.6 to 1. Its middle.
-    assert found.natural == 1
-    assert found.levels[1] == pytest.approx(0.35, abs=0.02)
+    # Both are as stable: what responds nearly as the clicked place itself does.
+    assert found.natural == 0
+    assert found.levels == pytest.approx((0.8, 0.35), abs=0.02)
+
+
+def test_a_slope_is_no_natural_size_however_typical():
+    things = np.linspace(0.65, 1.0, 60).tolist()
+    found = find_plateaus(torch.tensor(things + REST))
+    assert selects(torch.tensor(things + REST), found)[found.natural] == 60
 
 
 def test_what_answers_sharply_is_the_natural_size():

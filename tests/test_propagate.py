@@ -602,15 +602,16 @@ def test_the_command_says_what_it_wrote(config_path: Path, tmp_path: Path, capsy
     assert "2 photos labelled, 2 of 2 were there already" in capsys.readouterr().out
 
 
-def test_a_single_label_is_told_that_it_took_everything(
-    config_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_single_label_ends_at_its_threshold(config_path: Path, tmp_path: Path):
     box = Box(
         label=WALL.id, image=clicked_image(config_path), corner=(0, 0), opposite=(4, 4), width=WIDTH, height=HEIGHT
     )
     write_annotations(tmp_path / "a.json", Annotations(labels=(WALL,), seeds=(box,)))
-    Propagate(config_path, tmp_path / "out", annotations=tmp_path / "a.json", split="test").main()
-    assert "--void-below 0.5 leaves out" in capsys.readouterr().out
-    command = Propagate(config_path, tmp_path / "half", annotations=tmp_path / "a.json", split="test", void_below=0.5)
-    assert command.main().share(WALL.id) < 1
-    assert "--void-below" not in capsys.readouterr().out
+
+    def share(threshold: float) -> float:
+        folder = tmp_path / f"{threshold}"
+        command = Propagate(config_path, folder, annotations=tmp_path / "a.json", split="test", threshold=threshold)
+        return command.main().share(WALL.id)
+
+    shares = [share(threshold) for threshold in (0.0, 0.99)]
+    assert 0 < shares[1] < shares[0]

@@ -25,6 +25,7 @@ from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.run.words import compared_with, find_words
 from jacobinerf_ns.tasks.words import ask
@@ -188,6 +189,9 @@ def test_another_teacher_is_named_at_the_end(run: jn.Run, config_path: Path):
     own, config.extractor = config.extractor, HandcraftedConfig(cell=2)
     try:
         with pytest.raises(UserError, match="this run's teacher knows no words: name one that does"):
+            run.find("wall")
+        config.extractor = SurfacesConfig()
+        with pytest.raises(UserError, match="this run's teacher knows no words"):
             run.find("wall")
         assert run.find("wall", teacher=BY_NAME).places
     finally:

@@ -15,7 +15,7 @@ from tiny import start
 
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.demo.capture import write_capture
-from jacobinerf_ns.demo.contact_sheet import centre_pixel
+from jacobinerf_ns.evaluation.one_click import centre_pixel
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig

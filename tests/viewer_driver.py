@@ -28,6 +28,7 @@ class Commands:
         self.viewer: Any = None
         """nerfstudio's `Viewer`, once it exists."""
         self._click: Any = None
+        self._own_levels: Any = None
 
     def _client(self, client: int | None) -> Any:
         clients = self.viewer.viser_server.get_clients()
@@ -138,6 +139,16 @@ class Commands:
             return Job([*arguments, *(["--num-points", str(count)] if arguments[0] == "export" else [])], manifest)
 
         file_section.Job = start  # pyright: ignore[reportAttributeAccessIssue]
+
+    def levels(self, thresholds: list[float] | None) -> None:
+        """Lets labels be taken at these thresholds, from part to whole, the second being theirs; None: as they are."""
+        from jacobinerf_ns.core.plateaus import Plateaus
+        from jacobinerf_ns.labels.snapshot import LabelSnapshot
+
+        self._own_levels = self._own_levels or LabelSnapshot.levels
+        own, given = self._own_levels, thresholds
+        found = own if given is None else lambda *_: Plateaus(tuple(given), natural=1)
+        LabelSnapshot.levels = found  # pyright: ignore[reportAttributeAccessIssue]
 
     def fail_once(self) -> None:
         """Makes the model fail the next time that it is asked for anything."""

@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
-from jacobinerf_ns.features.handcrafted import HandcraftedConfig
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 
 
 @dataclass
 class Demo:
-    """Make a small room, train a field on it, shape it, and draw what resonates with three clicks."""
+    """Make a small room, train and shape a field on it, and draw what one click each gets of three things."""
 
     output_dir: Path = Path("demo_output")
     """Folder for the room, the runs, the contact sheet and the numbers."""
-    extractor: AnnotatedExtractorUnion = field(default_factory=HandcraftedConfig)
+    extractor: AnnotatedExtractorUnion = field(default_factory=SurfacesConfig)
     """Teacher. The default needs no download."""
     views: int = 48
     """Photographs of the room; every sixth is held out."""

@@ -1,4 +1,4 @@
-"""`jacobinerf features`: extracts a capture's teacher features ahead of training."""
+"""`jacobinerf features`: extracts a capture's teacher features ahead of training, and shows what a teacher says."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,21 +7,29 @@ import torch
 from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.choices import AnnotatedExtractorUnion
 from jacobinerf_ns.features.dino import DinoConfig
-from jacobinerf_ns.features.store import FeatureStore, open_store
+from jacobinerf_ns.features.field_teacher import SurfacesState
+from jacobinerf_ns.features.preview import write_preview
+from jacobinerf_ns.features.store import FeatureStore, PixelFeatures, open_store
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig
 
 
 @dataclass
 class Features:
     """Extract the teacher's features of all training images into the cache, where training finds them."""
 
-    data: Path
-    """Folder of the capture (or its transforms.json)."""
+    data: Path | None = None
+    """Folder of the capture (or its transforms.json); a run's own where --load-config is given."""
     downscale_factor: int | None = None
     """Image sizes are divided by this whole number; give the one that training is given."""
+    load_config: Path | None = None
+    """config.yml of a trained run, whose capture is taken and whose field `surfaces` looks at."""
     extractor: AnnotatedExtractorUnion = field(default_factory=DinoConfig)
     """Teacher: says which pixels belong together."""
+    preview: Path | None = None
+    """PNG to write: photographs beside the teacher's features as colours, and beside its segments."""
     feature_dim: int | None = None
     """Dimensions the features are reduced to by PCA over all training images; None keeps them all."""
     center_features: bool = False
@@ -31,22 +39,64 @@ class Features:
     device: str | None = None
     """Device the teacher runs on, in torch's words; None is the GPU if there is one, else the CPU."""
 
-    def main(self) -> FeatureStore:
-        """Extract what the cache lacks, and print where it is, its size and images/s.
+    def main(self) -> PixelFeatures:
+        """Extract what the cache lacks, print where it is, its size and images/s, and write the preview.
 
         Raises:
             UserError: bad input, in one line.
         """
+        if (self.data is None) == (self.load_config is None):
+            raise UserError("--data and --load-config: expected one of them, a capture's folder or a run's config.yml")
+        if isinstance(self.extractor, SurfacesConfig):
+            frames, store, found = self._surfaces(self.extractor)
+            summary = f"{len(store)} images, {store.dim} dimensions; segments by level: {_counts(found)}"
+        else:
+            found, frames = None, self._frames()
+            extractor = self.extractor.setup(device=self._device())
+            store = open_store(extractor, frames, self.cache_dir, self.feature_dim, self.center_features)
+            summary = _summary(store)
+        Console().print(summary, soft_wrap=True, highlight=False)
+        if self.preview is not None:
+            write_preview(self.preview, frames, store, found)
+            Console().print(f"{self.preview}", soft_wrap=True, highlight=False)
+        return store
+
+    def _frames(self) -> list[Frame]:
         from jacobinerf_ns.datamanager import list_frames
         from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
+        from jacobinerf_ns.run.opened import open_run
 
+        if self.load_config is not None:
+            return open_run(self.load_config).pipeline.datamanager.frames("train")
+        assert self.data is not None
         parser = JacobiNeRFDataParserConfig(data=self.data, downscale_factor=self.downscale_factor).setup()
         outputs = parser.get_dataparser_outputs(split="train")
-        extractor = self.extractor.setup(device=self._device())
-        frames = list_frames(outputs, outputs.cameras)
-        store = open_store(extractor, frames, self.cache_dir, self.feature_dim, self.center_features)
-        Console().print(_summary(store), soft_wrap=True, highlight=False)
-        return store
+        return list_frames(outputs, outputs.cameras)
+
+    def _surfaces(self, config: SurfacesConfig) -> tuple[list[Frame], PixelFeatures, Surfaces]:
+        """Return what was found when the run was shaped, where it was by this teacher, else what is found now."""
+        from jacobinerf_ns.run.opened import open_run
+        from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
+
+        if self.load_config is None:
+            config.setup()
+        assert self.load_config is not None
+        config.check()
+        own = []
+
+        def choose(run: JacobiNeRFTrainerConfig) -> None:
+            data = run.pipeline.datamanager
+            own.append(data.extractor == config)
+            data.extractor, data.cache_dir = config, self.cache_dir or data.cache_dir
+
+        data = open_run(self.load_config, change=choose).pipeline.datamanager
+        assert data.sight is not None
+        if not own[0]:
+            data.sight.state = SurfacesState()
+        store = data.teacher_store("train")
+        found = data.sight.state.found()
+        assert found is not None
+        return data.frames("train"), store, found
 
     def _device(self) -> torch.device:
         if self.device is None:
@@ -61,3 +111,7 @@ def _summary(store: FeatureStore) -> str:
     made, seconds = store.filled.made, store.filled.seconds
     pace = f"{made} extracted at {made / max(seconds, 1e-9):.2f} images/s" if made else "all were there already"
     return f"{store.folder}\n{len(store)} images, {store.dim} dimensions, {store.num_bytes / 1e6:.1f} MB; {pace}"
+
+
+def _counts(found: Surfaces) -> str:
+    return ", ".join(f"{int(level.max()) + 1}" for level in found.levels)

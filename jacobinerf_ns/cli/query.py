@@ -118,13 +118,12 @@ class Query:
 
     def _ask_in_words(self, run: "Run", text: str) -> "Look | None":
         """Return what gives the relevancy of a view to a text; None where nothing like it is there, which is said."""
-        from jacobinerf_ns.features.words import text_teacher
-        from jacobinerf_ns.run.words import find_words
+        from jacobinerf_ns.run.words import find_words, own_teacher
         from jacobinerf_ns.tasks.feature_field.files import load_feature_field
         from jacobinerf_ns.tasks.words import distilled, view_relevancy
 
         model = run.pipeline.model
-        teacher = text_teacher(run.pipeline.datamanager.config.extractor.setup(device=model.device))
+        teacher = own_teacher(run.pipeline)
         feature_field = load_feature_field(run, teacher.fingerprint())
         photos, sampler = run.photos("train"), distilled(run, feature_field)
         answer = find_words(run.pipeline, photos, text, self.against, teacher, sampler)

@@ -22,6 +22,10 @@ class _Nobody:
         """Do nothing: a tab that has just come gets its first frame by itself."""
 
 
+def _forget(*_: object, **__: object) -> None:
+    """Stand for sending a frame that nobody waits for any more."""
+
+
 class _Threads(dict[int, Any]):
     """Threads by the number of their tab."""
 
@@ -43,6 +47,8 @@ def replace_render_threads(
     for number, renderer in list(viewer.render_statemachines.items()):
         if renderer.is_alive() and not isinstance(renderer, ours):
             renderer.running = False
+            # A frame that it is still rendering would come after the new thread's, and stay.
+            renderer._send_output_to_viewer = _forget
             thread = make(viewer, nerfstudio_viewer.VISER_NERFSTUDIO_SCALE_RATIO, renderer.client)
             viewer.render_statemachines[number] = thread
             thread.start()

@@ -9,8 +9,10 @@ Letters (those of `propagation.py` apart):
 A thing answers to a click about as one, and what is not the thing answers less: between the two R is rare, and A stands
 still. Such plateaus are what maximally stable extremal regions are in pictures (Matas et al., BMVC 2002). Stability is
 that of L, the odds: a small thing that becomes half as large again has changed as much as a large one, and "nearly all"
-is no more stable than "nearly nothing". With a teacher of parts and wholes there are several plateaus, and the natural
-one is the most stable.
+is no more stable than "nearly nothing". A teacher of parts and wholes makes several plateaus, and often that of
+half the room is the most stable. So the natural level is the one where
+    log(|dL/dθ| + flat) + pull · (θ − typical)²
+is least: stable, and of what responds nearly as the clicked place itself does.
 """
 
 from typing import NamedTuple
@@ -23,8 +25,11 @@ from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
 
 GRID = np.linspace(0.05, 0.95, 91)
 """Thresholds that are tried."""
-REACH = 0.12
-"""Response on each side of the natural level over which it is the most stable; 0.08 to 0.15 found about the same."""
+TYPICAL, PULL = 0.8, 20.0
+"""Threshold that things are best selected with where one has to do for all, and how much a level away from it has to be
+more stable. Found on `nook` and two trainings on the demo room; pulls of 20 to 80 select about the same."""
+REACH = 0.08
+"""Response on each side of the natural level over which it is to be stable."""
 FINE_REACH = 0.06
 """The same for the other levels, which may lie between two that are near."""
 FEWEST, MOST = 4, 0.95
@@ -78,7 +83,7 @@ def find_plateaus(responses: Float[Tensor, "pixels"]) -> Plateaus:
     if not says.any():
         return Plateaus((COMMON_THRESHOLD,), 0)
     tried, inside = GRID[says], inside[says]
-    natural = _most_stable(_change(ordered, tried, REACH))
+    natural = int((np.log(_change(ordered, tried, REACH) + FLAT) + PULL * (tried - TYPICAL) ** 2).argmin())
     fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
     kept = [natural]
     for level in sorted(_valleys(fine), key=lambda level: (fine[level], level)):
@@ -98,13 +103,6 @@ def _change(
         return np.log((inside + 1.0) / (len(ordered) - inside + 1.0))
 
     return (odds(np.maximum(tried - reach, 0.0)) - odds(np.minimum(tried + reach, 1.0))) / (2.0 * reach)
-
-
-def _most_stable(change: Float[np.ndarray, "levels"]) -> int:
-    """Return where the change is least; of stretches where it is the same, the middle of the longest."""
-    least = np.flatnonzero(np.isclose(change, change.min()))
-    longest = max(np.split(least, np.flatnonzero(np.diff(least) > 1) + 1), key=len)
-    return int(longest[len(longest) // 2])
 
 
 def _valleys(heights: Float[np.ndarray, "levels"]) -> list[int]:

@@ -1,66 +1,96 @@
-"""The demo's contact sheet: what resonates with clicks, shaped and unshaped."""
+"""The demo's contact sheet: things of the room, each from one click, in views that nobody clicked in."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from scipy.ndimage import distance_transform_edt
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from jacobinerf_ns.core.jacobian import cosine_response
-from jacobinerf_ns.evaluation.annotators import view_with_most_ids
-from jacobinerf_ns.evaluation.shaping_quality import RenderedView, render_jacobians
-from jacobinerf_ns.files.pictures import Tile, heat_map, write_sheet
-from jacobinerf_ns.labels.truth import read_truth
+from jacobinerf_ns.annotations import changes
+from jacobinerf_ns.annotations.notes import Notes
+from jacobinerf_ns.annotations.schema import Annotations, Edit
+from jacobinerf_ns.evaluation.one_click import Case, choose, maps
+from jacobinerf_ns.files.pictures import Tile, write_sheet
+from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+from jacobinerf_ns.run.opened import Run
 
-CLICKED_THINGS = ("chair", "cushion", "lamp")
-"""Classes whose largest visible member is clicked for the contact sheet."""
+EDITS = {
+    "chair green": ("recoloured", Edit(kind="recolour", label=1, colour=(200, 40, 160))),
+    "sofa": ("cut out", Edit(kind="extract", label=1)),
+    "lamp orange": ("taken away", Edit(kind="remove", label=1)),
+}
+"""Things that are clicked, and what is done to each."""
+PICTURE_WIDTH = 192
+"""Pixels of the rendered views."""
 
 
-def write_contact_sheet(path: Path, pipeline: JacobiNeRFPipeline) -> None:
-    """Write a row per click: photograph, rendering, resonance unshaped and shaped, and in a view nobody clicked in."""
-    data, model = pipeline.datamanager, pipeline.model
-    frames = data.frames("train")
-    classes = read_truth(frames)
-    place = view_with_most_ids(classes)
-    names = data.train_dataparser_outputs.metadata["classes"]
-    wanted = [label for label, name in names.items() if name in CLICKED_THINGS]
-    camera = data.train_dataset.cameras[place : place + 1]
-    photo = data.train_dataset[place]["image"][..., :3]
-    after = render_jacobians(model, camera)
-    with model.answering_by("trunk"):
-        before = render_jacobians(model, camera)
-    other = len(data.eval_dataset) // 2
-    other_photo = data.eval_dataset[other]["image"][..., :3]
-    elsewhere = render_jacobians(model, data.eval_dataset.cameras[other : other + 1])
+def click_things(run: Run) -> tuple[Notes, list[Case]]:
+    """Click each thing once, where a careful person would; the notes have a label of its name for each."""
+    data, notes = run.pipeline.datamanager, run.annotations
+    cases = choose(tuple(EDITS), data, "instances", maps(data, "train", "instances"))
+    for case in cases:
+        photo = data.train_dataparser_outputs.image_filenames[case.view].name
+        notes = notes.click(case.name, photo, case.pixel[::-1])
+    return notes, cases
+
+
+def write_contact_sheet(path: Path, run: Run, notes: Notes, cases: Sequence[Case]) -> None:
+    """Write a row per thing: the click, the thing in a held-out view, the same without shaping, and an edit of it.
+
+    "Without shaping" is what the colour trunk of the same field answers, which shaping of the entity branch leaves
+    alone.
+    """
+    pipeline = run.pipeline
+    held_out = maps(pipeline.datamanager, "eval", "instances")
     rows = []
-    for label in wanted:
-        row, col = centre_pixel(classes[place] == label)
-        resonance = [
-            heat_map(_resonance(view, clicked, (row, col)))
-            for view, clicked in ((before, before), (after, after), (elsewhere, after))
-        ]
+    for case in cases:
+        other = max(range(len(held_out)), key=lambda view: int((held_out[view] == case.value).sum()))
+        camera = _camera(pipeline, other)
+        alone = replace(notes, annotations=_only(notes, case.name))
+        shown = _rendered(pipeline, camera, run.fit(alone).snapshot)
+        with pipeline.model.answering_by("trunk"):
+            before = _rendered(pipeline, camera, pipeline.label_maker().snapshot_of(alone.annotations, run.folder))
+        done, edit = EDITS[case.name]
+        label = alone.annotations.labels[0].id
+        edited = changes.add_edit(alone.annotations, edit.model_copy(update={"label": label}))
+        changed = _rendered(pipeline, camera, run.fit(edited).snapshot)
+        photo = pipeline.datamanager.train_dataset[case.view]["image"][..., :3]
         rows.append(
             [
-                Tile(photo, f"photo, click on: {names[label]}", (row, col)),
-                Tile(after.rgb, "rendering"),
-                Tile(resonance[0], "resonance, unshaped", (row, col)),
-                Tile(resonance[1], "resonance, shaped", (row, col)),
-                Tile(other_photo, "a held-out photo"),
-                Tile(resonance[2], "its resonance, shaped"),
+                Tile(photo, f"one click: {case.name}", case.pixel),
+                Tile(shown["selection_overlay"], "a view that nobody clicked in"),
+                Tile(before["selection_overlay"], "the same click, unshaped"),
+                Tile(changed["edited"], done),
             ]
         )
     write_sheet(path, rows)
 
 
-def _resonance(view: RenderedView, clicked: RenderedView, pixel: tuple[int, int]) -> Tensor:
-    direction = clicked.jacobians[pixel[0], pixel[1]][None]
-    return cosine_response(view.jacobians.flatten(0, 1), direction).view(view.rgb.shape[:2])
+def _only(notes: Notes, name: str) -> Annotations:
+    annotations = notes.annotations
+    for label in annotations.labels:
+        if label.name != name:
+            annotations = changes.remove_label(annotations, label.id)
+    return annotations
 
 
-def centre_pixel(mask: Int[Tensor, "height width"]) -> tuple[int, int]:
-    """Return the pixel of a mask farthest from its outline: where a person would click."""
-    depth = torch.from_numpy(distance_transform_edt(mask.numpy()))
-    row, col = divmod(int(depth.argmax()), mask.shape[1])
-    return row, col
+def _camera(pipeline: JacobiNeRFPipeline, view: int) -> Cameras:
+    camera = pipeline.datamanager.eval_dataset.cameras[view : view + 1].to(pipeline.device)
+    camera.rescale_output_resolution(PICTURE_WIDTH / int(camera.width))
+    return camera
+
+
+@torch.no_grad()
+def _rendered(
+    pipeline: JacobiNeRFPipeline, camera: Cameras, snapshot: LabelSnapshot | None
+) -> dict[str, Float[Tensor, "height width channels"]]:
+    model = pipeline.model
+    before, model.label_source = model.label_source, lambda: snapshot
+    try:
+        return model.get_outputs_for_camera(camera)
+    finally:
+        model.label_source = before

@@ -20,7 +20,7 @@ from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.annotations.schema import PALETTE, Annotations, Click, Label, Mask
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.annotators import LabelledPixels
-from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -61,7 +61,7 @@ class TrainedFields:
 
     shaped: JacobiNeRFPipeline
     unshaped: JacobiNeRFPipeline | None
-    _stores: dict[str, FeatureStore] = field(default_factory=dict)
+    _stores: dict[str, PixelFeatures] = field(default_factory=dict)
     _made: dict[Callable, Any] = field(default_factory=dict)
 
     @cached_property
@@ -86,7 +86,7 @@ class TrainedFields:
             self._made[make] = make(self.shaped)
         return self._made[make]
 
-    def teacher_store(self, split: TrainOrEval) -> FeatureStore:
+    def teacher_store(self, split: TrainOrEval) -> PixelFeatures:
         """Return the teacher's features of a split."""
         if split not in self._stores:
             self._stores[split] = self.shaped.datamanager.teacher_store(split)

@@ -17,7 +17,7 @@ from jacobinerf_ns.core import metrics
 from jacobinerf_ns.core.jacobian import cosine_response
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.evaluation.annotators import draw_pixels, view_with_most_ids
-from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.labels.tracer import trace_all
 from jacobinerf_ns.labels.truth import read_truth
@@ -171,7 +171,7 @@ def evaluate_teacher(data: FeatureDataManager, click_seeds: Sequence[int] = (0, 
     }
 
 
-def _all_pixels(store: FeatureStore, images: Sequence[int]) -> Float[Tensor, "views height width features"]:
+def _all_pixels(store: PixelFeatures, images: Sequence[int]) -> Float[Tensor, "views height width features"]:
     height, width = store.sizes[images[0]]
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels = [torch.stack([torch.full_like(rows, image), rows, cols], dim=-1).flatten(0, 1) for image in images]

@@ -7,8 +7,9 @@ from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig
+from jacobinerf_ns.features.surfaces import SurfacesConfig
 
-ExtractorConfig = DinoConfig | ClipConfig | HandcraftedConfig | PrecomputedConfig | OracleConfig
+ExtractorConfig = DinoConfig | ClipConfig | HandcraftedConfig | PrecomputedConfig | OracleConfig | SurfacesConfig
 
 AnnotatedExtractorUnion = tyro.conf.OmitSubcommandPrefixes[
     tyro.extras.subcommand_type_from_defaults(
@@ -16,6 +17,7 @@ AnnotatedExtractorUnion = tyro.conf.OmitSubcommandPrefixes[
             "dino": DinoConfig(),
             "clip": ClipConfig(),
             "handcrafted": HandcraftedConfig(),
+            "surfaces": SurfacesConfig(),
             "precomputed": PrecomputedConfig(),
             "oracle": OracleConfig(),
         },

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,37 @@ _CHUNK = 16_384
 """Rays sampled at a time: bounds the scratch memory when whole images are asked for."""
 
 
+class FeatureLookup(Protocol):
+    """Features by pixel."""
+
+    def sample(self, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays dim"]:
+        """Return the features at pixels (image, row, col), float32."""
+        ...
+
+
+class PixelFeatures(FeatureLookup, Protocol):
+    """Teacher features of a list of images, however they are kept."""
+
+    sizes: list[tuple[int, int]]
+    """(height, width) in pixels of the images that are indexed."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def dim(self) -> int:
+        """Size of a feature."""
+        ...
+
+    @property
+    def value_bytes(self) -> int:
+        """Memory that the features take."""
+        ...
+
+    def resident(self, device: torch.device | str) -> FeatureLookup:
+        """Return the same features in the memory of a device."""
+        ...
+
+
 class FeatureStore:
     """Memory-mapped grids of a list of images, sampled together.
 
@@ -30,7 +62,7 @@ class FeatureStore:
         grids = [read_grid(path) for path in filled.paths]
         self.filled = filled
         self.sizes = list(sizes)
-        self.dim = grids[0].values.shape[2]
+        self._dim: int = grids[0].values.shape[2]
         self._values = [grid.values.flatten(0, 1).numpy() for grid in grids]
         self._size = torch.tensor(self.sizes)
         self._shape = torch.tensor([grid.values.shape[:2] for grid in grids])
@@ -39,6 +71,11 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @property
+    def dim(self) -> int:
+        """Size of a feature."""
+        return self._dim
 
     @property
     def folder(self) -> Path:
@@ -73,14 +110,14 @@ class FeatureStore:
         images = images[:, 0]
         yx = pixel_positions(pixels, self._size[images])
         flat, weights = corners(yx, self._origin[images], self._step[images], self._shape[images])
-        picked = np.empty((len(flat) * 4, self.dim), dtype=np.float16)
+        picked = np.empty((len(flat) * 4, self._dim), dtype=np.float16)
         start = 0
         present, counts = images.unique_consecutive(return_counts=True)
         for image, count in zip(present.tolist(), counts.tolist(), strict=True):
             rows = slice(start, start + 4 * count)
             np.take(self._values[image], flat.view(-1)[rows].numpy(), axis=0, out=picked[rows], mode="clip")
             start = rows.stop
-        features = torch.bmm(weights[:, None], torch.from_numpy(picked).float().view(-1, 4, self.dim))[:, 0]
+        features = torch.bmm(weights[:, None], torch.from_numpy(picked).float().view(-1, 4, self._dim))[:, 0]
         return torch.empty_like(features).index_copy_(0, order, features)
 
 

@@ -55,11 +55,16 @@ def text_teacher(extractor: Extractor) -> TextTeacher:
         UserError: it is none.
     """
     if not isinstance(extractor, TextTeacher):
-        raise UserError(
-            "this run's teacher knows no words: name one that does at the end of the command, as in clip --model "
-            "openai/clip-vit-base-patch16, or precomputed with --texts"
-        )
+        raise wordless()
     return extractor
+
+
+def wordless() -> UserError:
+    """Return what is said of a run whose teacher knows no words."""
+    return UserError(
+        "this run's teacher knows no words: name one that does at the end of the command, as in clip --model "
+        "openai/clip-vit-base-patch16, or precomputed with --texts"
+    )
 
 
 def canonical(teacher: TextTeacher) -> tuple[str, ...]:

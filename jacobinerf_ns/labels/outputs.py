@@ -5,11 +5,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacobinerf_ns.core.propagation import Decision, Prototypes
+from jacobinerf_ns.labels.outlines import draw_outline
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 
 PAPER_WHITE = 1.0
-GREY = 0.45
-"""Brightness that pixels outside of a selection keep in its overlay."""
+DIMMED = 0.7
+"""Brightness that pixels outside of a selection keep in its overlay: a white line shows on all of them."""
 
 
 def pictures(
@@ -18,7 +19,10 @@ def pictures(
     decision: Decision,
     snapshot: LabelSnapshot,
 ) -> dict[str, Tensor]:
-    """All label outputs of rays or of a view, in forms that nerfstudio can show: floats in 0..1, colours, booleans."""
+    """All label outputs of rays or of a view, in forms that nerfstudio can show: floats in 0..1, colours, booleans.
+
+    Overlays of whole views get a line around the selected label beside this (`outlined`).
+    """
     selection = selected(found, decision, snapshot)
     resonance = (
         found[..., snapshot.selected : snapshot.selected + 1] if snapshot.labels else torch.zeros_like(rgb[..., :1])
@@ -28,17 +32,30 @@ def pictures(
     known = (decision.labels > 0)[..., None]
     blended = torch.lerp(rgb, colours, snapshot.opacity)
     own = palette[snapshot.selected + 1] if snapshot.labels else palette[0]
+    # A line says where a selection ends, so it needs less of its colour, and stays a picture.
+    tinted = torch.lerp(rgb, own.expand_as(rgb), snapshot.opacity**2)
     masks = {name: (decision.labels == position + 1)[..., None] for position, name in enumerate(snapshot.mask_names())}
     return {
         "resonance": resonance,
         "selection": selection,
-        "selection_overlay": torch.where(selection, torch.lerp(rgb, own.expand_as(rgb), snapshot.opacity), GREY * rgb),
+        "selection_overlay": torch.where(selection, tinted, DIMMED * rgb) if snapshot.labels else rgb,
         "rgb_selected": torch.where(selection, rgb, PAPER_WHITE),
         "labels": colours,
         "labels_overlay": torch.where(known, blended, rgb),
         "label_confidence": decision.confidence[..., None],
         **masks,
     }
+
+
+def outlined(shown: dict[str, Tensor], snapshot: LabelSnapshot) -> dict[str, Tensor]:
+    """Return the pictures of a whole view with a line around the selected label in its overlays."""
+    if not snapshot.labels:
+        return shown
+    mine = {
+        "selection_overlay": shown["selection"],
+        "labels_overlay": shown[snapshot.mask_names()[snapshot.selected]],
+    }
+    return {**shown, **{name: draw_outline(shown[name], mask[..., 0].bool()) for name, mask in mine.items()}}
 
 
 def selected(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import free_bytes
-from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
+from jacobinerf_ns.labels.outputs import nothing_to_show, outlined, pictures
 from jacobinerf_ns.labels.responses import needs_samples, responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
@@ -209,7 +209,8 @@ def _whole(
     if snapshot is None or found is None:
         shown = nothing_to_show(rgb)
     else:
-        shown = {**pictures(rgb, found, snapshot.decide_view(found), snapshot), _EDITED: rgb}
+        shown = outlined(pictures(rgb, found, snapshot.decide_view(found), snapshot), snapshot)
+        shown[_EDITED] = rgb
         shares = shares_of(found, snapshot)
     if screen is not None:
         screen.queried += queried

@@ -23,44 +23,53 @@ Pointer = Literal["click", "rect-select"]
 class ClickSection:
     """Arms the pointer, turns clicks into seeds, and says what they met."""
 
-    def __init__(self, desk: Desk, server: viser.ViserServer) -> None:
+    def __init__(self, desk: Desk, server: viser.ViserServer, more: viser.GuiFolderHandle) -> None:
+        """`more` is the folder of what not everybody needs."""
         self._desk, self._server = desk, server
         self._awaited: Seed | None = None
         """A click whose surface is not known yet."""
         self._last_pointer: tuple[Pointer, bool] | None = None
         gui = server.gui
-        self.label = gui.add_dropdown(
-            "Label", [texts.NO_LABEL], hint="Gets the clicks, and is what resonance and selection show."
-        )
+        self.label = gui.add_dropdown("Label", [texts.NO_LABEL], hint="Gets the clicks, and is what is outlined.")
         self._buttons = [
             gui.add_button("Click", icon=viser.Icon.HAND_CLICK, hint="Then click on the thing in the view."),
             gui.add_button("Not this", icon=viser.Icon.CIRCLE_MINUS, hint="Then click on what is not of the label."),
-            gui.add_button("Box", icon=viser.Icon.MARQUEE_2, hint="Then draw a rectangle on the thing."),
         ]
         self._stop = gui.add_button("Stop", color="red", visible=False, hint="Moves the camera again.")
-        self._sticky = gui.add_checkbox("Keep clicking", False, hint="Await one click after the other, until Stop.")
-        history = add_button_group(gui, "Seeds", ("Undo", "Redo", "Clear"))
+        with more:
+            box = gui.add_button("Box", icon=viser.Icon.MARQUEE_2, hint="Then draw a rectangle on the thing.")
+            hint = "Await one click after the other, until Stop."
+            self._sticky = gui.add_checkbox("Keep clicking", False, hint=hint)
+        self._buttons.append(box)
         self._buttons[0].on_click(lambda _: desk.do(lambda: self.arm("click", False)))
         self._buttons[1].on_click(lambda _: desk.do(lambda: self.arm("click", True)))
         self._buttons[2].on_click(lambda _: desk.do(lambda: self.arm("rect-select", False)))
         self._stop.on_click(lambda _: desk.do(self.disarm))
-        actions = {"Undo": self.undo, "Redo": self.redo, "Clear": self.clear}
-        history.on_click(lambda event: desk.do(actions[event.target.value]))
         desk.on_user_update(self.label, lambda: self.choose(self.label.value))
+
+    def add_history(self) -> None:
+        """Add the row of buttons that take clicks back."""
+        history = add_button_group(self._server.gui, "Seeds", ("Undo", "Redo", "Clear"))
+        actions = {"Undo": self.undo, "Redo": self.redo, "Clear": self.clear}
+        history.on_click(lambda event: self._desk.do(actions[event.target.value]))
 
     def refresh(self, annotations: Annotations) -> None:
         """Show the labels there are, and the one that is selected."""
-        names = [label.name for label in annotations.labels] or [texts.NO_LABEL]
+        names = [label.name for label in annotations.labels]
+        names += [texts.NEW_LABEL if names else texts.NO_LABEL]
         label = self._desk.selected(annotations)
-        if list(self.label.options) != names:
-            self.label.options = names
         wanted = names[0] if label is None else label.name
-        if self.label.value != wanted:
-            self.label.value = wanted
+        if list(self.label.options) != names:
+            # It may have lost the value that it had; then the first is it.
+            self.label.options = names
+            self._desk.put(self.label, wanted)
+        self._desk.set_quietly(self.label, wanted)
 
     def choose(self, name: str) -> None:
-        """Select the label of a name."""
-        if name != texts.NO_LABEL:
+        """Select the label of a name, or make a new one."""
+        if name == texts.NEW_LABEL:
+            self._desk.add_label()
+        elif name != texts.NO_LABEL:
             self._desk.change(lambda now: changes.select(now, changes.label_named(now, name).id), remember=False)
             self._desk.say(f"**{texts.plain(name)}** gets the clicks now.")
 
@@ -111,9 +120,10 @@ class ClickSection:
     def looked(self, annotations: Annotations, report: ViewReport) -> None:
         """Says what the last click met; one that met nothing is taken out again."""
         seed = self._awaited
-        marks = [] if report.snapshot is None or seed is None else report.snapshot.marks
+        snapshot = report.snapshot
+        marks = [] if snapshot is None or seed is None else snapshot.marks
         mark = next((mark for mark in marks if mark.seed == seed), None)
-        if seed is None or mark is None:
+        if seed is None or snapshot is None or mark is None:
             return
         self._awaited = None
         if not mark.hit:
@@ -124,7 +134,9 @@ class ClickSection:
         if label is None:  # deleted while its frame was rendered
             return
         count = len(annotations.seeds_of(label.id))
-        self._desk.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count))
+        ids = [shown.id for shown in snapshot.labels]
+        sizes = len(snapshot.levels(ids.index(label.id)).levels)
+        self._desk.say(texts.answer(label.name, report.shares.get(label.id, 0.0), count, sizes))
 
     def undo(self) -> None:
         """Take the last change back."""

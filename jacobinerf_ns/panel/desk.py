@@ -41,6 +41,8 @@ class Desk:
         self.viewer, self.world = viewer, world
         self._store, self._worker = store, worker
         self._refresh, self._ask_for_frames = refresh, ask_for_frames
+        self._known: dict[int, Any] = {}
+        """By control: the value that the panel gave it or took from it last. Another is a user's, on its way here."""
         self._status = viewer.viser_server.gui.add_markdown(texts.NOTHING_YET)
 
     @property
@@ -83,6 +85,11 @@ class Desk:
         annotations, label = changes.add_label(annotations, f"object {number}")
         return changes.select(annotations, label.id)
 
+    def add_label(self) -> None:
+        """Add a label, and select it."""
+        self.change(self.with_new_label)
+        self.say(f"**{texts.plain(self.need_label().name)}** is there: click on what it stands for.")
+
     def selected_or_new(self, annotations: Annotations) -> tuple[Annotations, Label]:
         """Return the annotations and the label that a click belongs to, made where there is none."""
         if not annotations.labels:
@@ -97,17 +104,31 @@ class Desk:
 
     def on_user_update(self, handle: Any, task: Callable[[], object], delay: float = 0.0) -> None:
         """Run a task when a user changes a control, not when the panel sets it; of several, the last one."""
+        self._known[id(handle)] = handle.value
+
+        def taken() -> None:
+            self._known[id(handle)] = handle.value
+            task()
 
         def updated(event: Any) -> None:
             if event.client is not None:
-                self._worker.post(task, key=id(handle), delay=delay)
+                self._worker.post(taken, key=id(handle), delay=delay)
 
         handle.on_update(updated)
 
-    def set_quietly(self, handle: Any, value: Any) -> None:
-        """Set a control, unless a user is just changing it."""
-        if handle.value != value and not self._worker.waits(id(handle)):
+    def put(self, handle: Any, value: Any) -> None:
+        """Set a control, in the panel's thread."""
+        self._known[id(handle)] = value
+        if handle.value != value:
             handle.value = value
+
+    def set_quietly(self, handle: Any, value: Any) -> None:
+        """Set a control, unless a user is just changing it.
+
+        viser changes the value first and says so a moment later: until then it is told by its being unknown here.
+        """
+        if handle.value == self._known[id(handle)] and not self._worker.waits(id(handle)):
+            self.put(handle, value)
 
     def change(self, new: Callable[[Annotations], Annotations], remember: bool = True) -> Annotations:
         """Change the annotations, save them, and show it.
@@ -147,9 +168,9 @@ class Desk:
             self._refresh()
 
     def show_labels(self) -> None:
-        """Show the heat map, if the view does not show labels already."""
+        """Show what is selected, if the view does not show labels already."""
         if self.output not in LABEL_OUTPUTS:
-            self.show_output("resonance")
+            self.show_output("selection_overlay")
 
     def _show_all(self) -> None:
         self._refresh()

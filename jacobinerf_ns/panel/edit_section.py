@@ -55,7 +55,7 @@ class EditSection:
             raise UserError(f"click on **{texts.plain(label.name)}** first: an edit changes what its clicks select")
         if choice != "Recolour":
             # A thing is gone or alone, whatever was left of a colour; the slider can still say otherwise.
-            self._strength.value = 1.0
+            self._desk.put(self._strength, 1.0)
         self._desk.change(lambda now: changes.set_edit(now, self._made(KINDS[choice], label.id)))
         self._desk.show_output("edited")
         self._desk.say(f"{choice}: **{texts.plain(label.name)}**. **None** takes it back.")

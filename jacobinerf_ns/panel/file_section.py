@@ -19,16 +19,19 @@ MANIFEST = "propagation.json"
 class FileSection:
     """Starts `jacobinerf propagate` and `jacobinerf export`, one at a time, and shows how far they are."""
 
-    def __init__(self, desk: Desk, server: viser.ViserServer, run: Path) -> None:
-        """`run` is the folder of the run's config.yml."""
+    def __init__(self, desk: Desk, server: viser.ViserServer, run: Path, more: viser.GuiFolderHandle) -> None:
+        """`run` is the folder of the run's config.yml; in `more` is all but the masks."""
         self._desk, self._run, gui = desk, run, server.gui
         self._job: Job | None = None
         self._name, self._folder = "", run
-        self._masks = gui.add_button("Save masks of all photos", icon=viser.Icon.PHOTO_DOWN)
-        self._part = gui.add_button("Export part", icon=viser.Icon.CUBE, hint="The selected label as points and mesh.")
+        hint = "Label maps of all photos, as files."
+        self._masks = gui.add_button("Save masks", icon=viser.Icon.PHOTO_DOWN, hint=hint)
         self._bar = gui.add_progress_bar(0.0, visible=False)
         self._cancel = gui.add_button("Cancel", visible=False, hint="What is finished stays.")
-        self._state = gui.add_markdown("")
+        self._state = gui.add_markdown("", visible=False)
+        with more:
+            hint = "The selected label as points and mesh."
+            self._part = gui.add_button("Export part", icon=viser.Icon.CUBE, hint=hint)
         self._masks.on_click(lambda _: desk.do(self.save_masks))
         self._part.on_click(lambda _: desk.do(self.export))
         self._cancel.on_click(lambda _: desk.do(self.cancel))
@@ -38,9 +41,9 @@ class FileSection:
         problem = self._problem(annotations)
         self._masks.disabled = problem is not None or not annotations.seeds
         self._part.disabled = problem is not None or not self._desk.has_seeds(annotations)
-        # What came of the last work stays to be read, unless nothing can be made.
+        # What came of the last work stays to be read, until there is something else to say.
         if self._job is None and (problem is not None or self._state.content.startswith("*")):
-            self._set_state(f"*{problem}*" if problem else "")
+            self._set_state(f"*{problem}*" if problem and annotations.seeds else "")
 
     def save_masks(self) -> None:
         """Start writing label maps of all photos."""
@@ -108,3 +111,4 @@ class FileSection:
     def _set_state(self, content: str) -> None:
         if self._state.content != content:
             self._state.content = content
+        self._state.visible = bool(content)

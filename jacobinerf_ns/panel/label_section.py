@@ -15,18 +15,20 @@ TYPING_SECONDS = 0.5
 class LabelSection:
     """Adds, renames, recolours and deletes labels."""
 
-    def __init__(self, desk: Desk, server: viser.ViserServer) -> None:
+    def __init__(self, desk: Desk, server: viser.ViserServer, more: viser.GuiFolderHandle) -> None:
+        """`more` is the folder of all but the name."""
         self._desk, gui = desk, server.gui
-        self._table = gui.add_markdown("")
         self._name = gui.add_text("Name", "", hint="Of the selected label.")
-        self._colour = gui.add_rgb("Colour", (127, 127, 127), hint="Of the selected label, in overlays and marks.")
-        self._add = gui.add_button("Add label", icon=viser.Icon.PLUS, hint="The next click belongs to it.")
-        self._delete = gui.add_button(
-            "Delete label", icon=viser.Icon.TRASH, hint="With its seeds and edits; Undo helps."
-        )
+        with more:
+            self._table = gui.add_markdown("")
+            self._colour = gui.add_rgb("Colour", (127, 127, 127), hint="Of the selected label, in overlays and marks.")
+            self._add = gui.add_button("Add label", icon=viser.Icon.PLUS, hint="The next click belongs to it.")
+            self._delete = gui.add_button(
+                "Delete label", icon=viser.Icon.TRASH, hint="With its seeds and edits; Undo helps."
+            )
         desk.on_user_update(self._name, self.rename, delay=TYPING_SECONDS)
         desk.on_user_update(self._colour, self.recolour)
-        self._add.on_click(lambda _: desk.do(self.add))
+        self._add.on_click(lambda _: desk.do(desk.add_label))
         self._delete.on_click(lambda _: desk.do(self.delete))
 
     def refresh(self, annotations: Annotations, report: ViewReport) -> None:
@@ -40,11 +42,6 @@ class LabelSection:
         if label is not None:
             self._desk.set_quietly(self._name, label.name)
             self._desk.set_quietly(self._colour, label.colour)
-
-    def add(self) -> None:
-        """Add a label and select it."""
-        self._desk.change(self._desk.with_new_label)
-        self._desk.say(f"**{texts.plain(self._desk.need_label().name)}** is there: click on what it stands for.")
 
     def rename(self) -> None:
         """Give the selected label the name that was typed.

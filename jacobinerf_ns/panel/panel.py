@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
+from jacobinerf_ns.compat.message_order import keep_messages_in_order
 from jacobinerf_ns.compat.render_threads import replace_render_threads, use_render_threads
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import LabelKeeper
@@ -23,13 +25,19 @@ from jacobinerf_ns.panel.edit_section import EditSection
 from jacobinerf_ns.panel.file_section import FileSection
 from jacobinerf_ns.panel.label_section import LabelSection
 from jacobinerf_ns.panel.marks import Marks
+from jacobinerf_ns.panel.opening_view import OpeningView
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.show_section import ShowSection
+from jacobinerf_ns.panel.size_section import SizeSection
 from jacobinerf_ns.panel.worker import Worker
 
 CPU_TRAINING_RESOLUTION, CPU_RESOLUTION = 64, 264
 """Longer side of a viewer frame on a CPU, in pixels, at the start: while training, where a frame holds the training
 lock, and without. At nerfstudio's 512 training would stand still for minutes after every move of the camera."""
+FOLDERS = ("More clicks", "Show", "Labels", "Tune", "Edit", "Export", "Help")
+"""What is folded away, below what everybody needs."""
+LAST = 1e6
+"""Order of the first folder: viser counts the controls from 0."""
 
 
 class Host(Protocol):
@@ -41,6 +49,11 @@ class Host(Protocol):
     @property
     def device(self) -> torch.device:
         """Of the field."""
+        ...
+
+    @property
+    def photo_cameras(self) -> Cameras:
+        """Of the photos that the field learnt from, in the scene's frame."""
         ...
 
     @property
@@ -65,7 +78,7 @@ class Panel(ViewerControl):
         super()._setup(viewer)
         run = Path(viewer.log_filename).absolute().parent
         self._store = self._own_store(run)
-        self._report, self._revision = ViewReport(None, {}, 0), -1
+        self._report, self._framed = ViewReport(None, {}, 0), -1
         self.screen = Screen(KeptViews(device=self._host.device), self._is_shown, self._seen)
         self._worker = Worker(self._failed, self._idle)
         self._build(run)
@@ -75,6 +88,8 @@ class Panel(ViewerControl):
             viewer.control_panel._max_res.value = size
         self._renderer = partial(SteadyRenderer, screen=self.screen, failed=self._render_failed)
         use_render_threads(viewer, self._renderer)
+        OpeningView(self._host.photo_cameras).use(self.viser_server)
+        keep_messages_in_order()
         self._take_over()
         self._refresh()
         self._worker.start()
@@ -98,15 +113,19 @@ class Panel(ViewerControl):
             desk = self.desk = Desk(
                 self.viewer, self._store, self._host.world, self._worker, self._refresh, self._ask_for_frames
             )
-            self.clicks = ClickSection(desk, server)
-            self.show = ShowSection(desk, server)
-            with gui.add_folder("Labels"):
-                self.labels = LabelSection(desk, server)
-            with gui.add_folder("Edit", expand_by_default=False):
+            more, show, labels, tune, edit, export, guide = (
+                gui.add_folder(name, order=LAST + place, expand_by_default=False) for place, name in enumerate(FOLDERS)
+            )
+            # What everybody needs, in this order; the folders come last.
+            self.clicks = ClickSection(desk, server, more)
+            self.sizes = SizeSection(desk, server)
+            self.labels = LabelSection(desk, server, labels)
+            self.show = ShowSection(desk, server, show, tune)
+            self.files = FileSection(desk, server, run, export)
+            self.clicks.add_history()
+            with edit:
                 self.edits = EditSection(desk, server)
-            with gui.add_folder("Save", expand_by_default=False):
-                self.files = FileSection(desk, server, run)
-            with gui.add_folder("Help", expand_by_default=False):
+            with guide:
                 gui.add_markdown(texts.HELP)
 
     def _changed(self) -> None:
@@ -114,13 +133,16 @@ class Panel(ViewerControl):
         self._ask_for_frames()
 
     def _ask_for_frames(self) -> None:
+        # Before asking: what changes meanwhile is asked for again.
+        self._framed = self._store.snapshot()[0]
         for renderer in list(self.viewer.render_statemachines.values()):
             if isinstance(renderer, SteadyRenderer):
                 renderer.refresh()
 
     def _refresh(self) -> None:
-        self._revision, annotations = self._store.snapshot()
+        annotations = self._store.snapshot()[1]
         self.clicks.refresh(annotations)
+        self.sizes.refresh(annotations, self._report.snapshot)
         self.show.refresh(annotations)
         self.labels.refresh(annotations, self._report)
         self.edits.refresh(annotations)
@@ -144,9 +166,8 @@ class Panel(ViewerControl):
     def _idle(self) -> None:
         self._take_over()
         self.files.look()
-        revision, _ = self._store.snapshot()
-        if revision != self._revision:
-            # Another program changed the file.
+        if self._store.snapshot()[0] != self._framed:
+            # Another program changed the file; the panel may have shown it since, the screen has not.
             self._changed()
         elif self.clicks.waits:
             # A frame may get lost, in a tab that is closed or a thread that is interrupted; an answer must not.

@@ -3,6 +3,7 @@ an error costs a frame and not the thread, and small frames are as small as the 
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, Screen
 
 FIRST_RATE = 10_000.0
 """Rays per second that a field is taken to render before it was timed."""
+IDLE_SECONDS = 0.2
+"""Time without anything to do after which a small frame is followed by a larger one."""
 SMALLEST = 60
 """Pixels of the lower side of the smallest frame. With nerfstudio's 30 a thing of a tenth of the view is three pixels
 high, and nobody sees where a moving camera goes; 60x80 rays take half a second on a slow CPU's 10,000 a second."""
@@ -54,13 +57,58 @@ class SteadyRenderer(RenderStateMachine):
         self.screen, self.failed = screen, failed
         self._rate = FIRST_RATE
         self._shown: _Shown | None = None
-        self._asked = self._answered = object()
+        self._guard = threading.Lock()
+        """What is asked for, the state, and whether to stop change together: other threads ask at any moment."""
 
     def run(self) -> None:
-        """Run the thread: all that it renders is for the screen."""
+        """Run the thread: all that it renders is for the screen.
+
+        Nerfstudio's own loop looks at what is asked for and forgets it a moment later: what came meanwhile was lost.
+        """
         SCREEN.set(self.screen)
         BETWEEN_CHUNKS.set(self._stop_if_stale)
-        super().run()
+        while self.running:
+            if not self.viewer.ready:
+                time.sleep(IDLE_SECONDS)
+                continue
+            action = self._take()
+            if action is not None:
+                self._draw(action)
+
+    def _take(self) -> RenderAction | None:
+        """Wait for what is asked for, and take it; None where there is nothing to do."""
+        self.render_trigger.wait(IDLE_SECONDS)
+        with self._guard:
+            self.render_trigger.clear()
+            action = self._idle() if self.next_action is None else self.next_action
+            self.next_action, self.interrupt_render_flag = None, False
+            if self.state == "high" and action.action == "static":
+                return None
+            self.state = self.transitions[self.state][action.action]
+            return action
+
+    def _idle(self) -> RenderAction:
+        """Return what to do where nothing is asked for: `static`, unless the screen does not show what there is."""
+        state = self.viewer.get_camera_state(self.client)
+        if self.state != "high":
+            return RenderAction("static", state)
+        if self._shown is None:
+            return RenderAction("step", state)
+        now, version = self._key(state), self._shown.version
+        if not now.same_view(self._shown):
+            # A movement can come before the one that it follows: viser hands each to a thread of its own.
+            return RenderAction("move", state)
+        # While it trains, nerfstudio says how often there is a frame of new weights.
+        trains = self.viewer.trainer is not None and self.viewer.trainer.training_state == "training"
+        stale = version is not None and version != now.version and not trains
+        return RenderAction("step" if stale else "static", state)
+
+    def _draw(self, action: RenderAction) -> None:
+        try:
+            outputs = self._render_img(action.camera_state)
+        except IOChangeException:
+            return
+        self._send_output_to_viewer(outputs, static_render=action.action in ("static", "step"))
 
     def _stop_if_stale(self) -> None:
         """Raise in the middle of a large frame when the camera has moved on."""
@@ -73,17 +121,12 @@ class SteadyRenderer(RenderStateMachine):
 
         Nerfstudio would show a small frame first, and the large one half a second later.
         """
-        if action.action in ("move", "rerender"):
-            self._asked = object()
-        if self.state == "high" and self._shown is not None:
-            now = self._key(action.camera_state)
-            same = now.same_view(self._shown)
-            if action.action in ("move", "rerender") and same and now.version == self._shown.version:
-                action = RenderAction("step", action.camera_state)
-            elif action.action == "static" and not (same and self._asked is self._answered):
-                # Nerfstudio's thread loses what comes while it takes another action, or replaces it by its own idling.
-                action = RenderAction("step" if same else "move", action.camera_state)
-        super().action(action)
+        with self._guard:
+            if action.action in ("move", "rerender") and self.state == "high" and self._shown is not None:
+                now = self._key(action.camera_state)
+                if now.same_view(self._shown) and now.version == self._shown.version:
+                    action = RenderAction("step", action.camera_state)
+            super().action(action)
 
     def refresh(self) -> None:
         """Asks for a new frame of the tab's camera; nothing happens while the tab has none."""
@@ -94,10 +137,7 @@ class SteadyRenderer(RenderStateMachine):
         self.action(RenderAction("move", state))
 
     def _render_img(self, camera_state: CameraState) -> Any:
-        if self.state != "high":
-            # It is set when a large frame is asked to stop, also when none was being rendered; then it is left over.
-            self.interrupt_render_flag = False
-        begun, asked, large = self._key(camera_state), self._asked, self.state == "high"
+        begun, large = self._key(camera_state), self.state == "high"
         start, before = time.monotonic(), self.screen.queried
         try:
             outputs = super()._render_img(camera_state)
@@ -106,13 +146,13 @@ class SteadyRenderer(RenderStateMachine):
         except Exception as error:
             self.failed(error)
             if large:
-                self._shown, self._answered = begun._replace(version=None), asked
+                self._shown = begun._replace(version=None)
             raise IOChangeException from error
         queried, seconds = self.screen.queried - before, time.monotonic() - start
         if queried >= outputs["rgb"][..., 0].numel():
             self._rate = queried / max(seconds, 1e-6)
         if large:
-            self._shown, self._answered = begun, asked
+            self._shown = begun
         return outputs
 
     def _send_output_to_viewer(self, outputs: dict[str, Any], static_render: bool = True) -> None:

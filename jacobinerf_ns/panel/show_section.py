@@ -13,9 +13,9 @@ from jacobinerf_ns.panel.desk import Desk
 
 OUTPUTS = {
     "Colours": "rgb",
-    "Resonance": "resonance",
     "Selection": "selection_overlay",
     "Labels": "labels_overlay",
+    "Resonance": "resonance",
     "Edited": "edited",
 }
 """What people choose from, and the model's output."""
@@ -26,30 +26,35 @@ OTHER = "Other output"
 class ShowSection:
     """Settings of how labels are shown; all but the output itself are saved with the annotations."""
 
-    def __init__(self, desk: Desk, server: viser.ViserServer) -> None:
+    def __init__(
+        self, desk: Desk, server: viser.ViserServer, show: viser.GuiFolderHandle, tune: viser.GuiFolderHandle
+    ) -> None:
+        """`show` is the folder of what the view shows, `tune` that of how labels are found."""
         self._desk, gui = desk, server.gui
-        self.shown = gui.add_dropdown("Show", [*OUTPUTS, OTHER], hint="What the view shows.")
         self._propagate = gui.add_button("Propagate", icon=viser.Icon.AFFILIATE, hint="Show all labels over the view.")
-        self._threshold = gui.add_slider(
-            "Threshold",
-            -1.0,
-            1.0,
-            0.05,
-            0.0,
-            hint="0 is each label's own; below, selections grow, above, they shrink.",
-        )
-        self._opacity = gui.add_slider("Opacity", 0.0, 1.0, 0.05, 0.6, hint="Of the labels over the view.")
-        self._void = gui.add_slider(
-            "Void below", 0.0, 1.0, 0.05, 0.0, hint="Pixels of less confidence get no label; 0 labels every pixel."
-        )
-        self._space = gui.add_dropdown(
-            "Responses", ["2D", "3D"], hint="Of rendered pixels, or of the samples in space, rendered."
-        )
-        self._refine = gui.add_checkbox(
-            "Refine by the scene",
-            False,
-            hint="Clicks are moved to what the whole scene says is alike (J-NeRF+). Slower.",
-        )
+        with show:
+            self.shown = gui.add_dropdown("Show", [*OUTPUTS, OTHER], hint="What the view shows.")
+            self._opacity = gui.add_slider("Opacity", 0.0, 1.0, 0.05, 0.6, hint="Of the labels over the view.")
+        with tune:
+            self._threshold = gui.add_slider(
+                "Threshold",
+                -1.0,
+                1.0,
+                0.05,
+                0.0,
+                hint="0 is each label's own; below, selections grow, above, they shrink.",
+            )
+            self._void = gui.add_slider(
+                "Void below", 0.0, 1.0, 0.05, 0.0, hint="Pixels of less confidence get no label; 0 labels every pixel."
+            )
+            self._space = gui.add_dropdown(
+                "Responses", ["2D", "3D"], hint="Of rendered pixels, or of the samples in space, rendered."
+            )
+            self._refine = gui.add_checkbox(
+                "Refine by the scene",
+                False,
+                hint="Clicks are moved to what the whole scene says is alike (J-NeRF+). Slower.",
+            )
         desk.on_user_update(self.shown, self.show)
         self._propagate.on_click(lambda _: desk.do(self.propagate))
         desk.on_user_update(self._threshold, lambda: self.set(strictness=self._threshold.value))
@@ -99,4 +104,4 @@ class ShowSection:
         if not self._desk.annotations.seeds:
             raise UserError("nothing to propagate yet: press **Click** and click on a thing first")
         self._desk.show_output("labels_overlay")
-        self._desk.say("All labels, over the view. **Save masks of all photos** writes them as files.")
+        self._desk.say("All labels, over the view. **Save masks** writes them as files, for all photos.")

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from jacobinerf_ns.annotations.schema import Annotations
 
 HELP = """
-1. Press **Click**, then click on a thing in the view. The heat map shows what resonates with it: red answers, blue
-   does not.
-2. Too little? Click on what is missing. Too much? Press **Not this** and click on what is wrong, or raise
-   **Threshold**. **Box** takes what you draw a rectangle over.
-3. Name the label under **Labels**, press **Add label**, and click on the next thing.
-4. **Propagate** shows all labels at once. **Save masks of all photos** writes them as files.
+1. Press **Click**, then click on a thing in the view: it is tinted and outlined, the rest is dimmed.
+2. Only a part of it? Press **Larger**, or click on what is missing. Too much? **Smaller**, or **Not this** and click on
+   what is wrong.
+3. Name it under **Name**. For the next thing choose *(new label)* under **Label**, and click on it.
+4. **Propagate** shows all labels at once. **Save masks** writes them as files, for all photos.
 
-While a click is awaited, dragging does not move the camera. **Keep clicking** awaits one after the other; **Stop**
-ends that. Marks: a sphere is a click, a cube says *not this*. Everything is saved at once, in `annotations.json` of the
-run: `ns-render` and the `jacobinerf` commands read the same file.
+While a click is awaited, dragging does not move the camera; **Stop** ends that. Marks: a sphere is a click, a cube says
+*not this*. **Show** → *Resonance* is the heat map of what resonates with the clicks: red answers, blue does not.
+**Tune** has the threshold and what else decides who gets a pixel. Everything is saved at once, in `annotations.json`
+of the run: `ns-render` and the `jacobinerf` commands read the same file.
 """
 NOTHING_YET = "Press **Click**, then click on a thing in the view."
 NO_LABEL = "(no label yet)"
 """Stands in the list of labels while there is none."""
+NEW_LABEL = "(new label)"
+"""Stands at the end of the list of labels."""
 
 
 def plain(text: str) -> str:
@@ -51,11 +53,13 @@ def table(annotations: Annotations, shares: Mapping[int, float], selected: int |
     return "\n".join(rows)
 
 
-def answer(name: str, share: float, seeds: int) -> str:
-    """Return what a click that hit something did, and what may be done next."""
+def answer(name: str, share: float, seeds: int, sizes: int) -> str:
+    """Return what a click that hit something did, and what may be done next: of how many sizes, after so many seeds."""
     advice = (
-        "Not all of it? Click again, or lower **Threshold**. Too much? Press **Not this**."
+        "Only a part of it? Press **Larger**, or click again. Too much? **Smaller**, or **Not this**."
+        if seeds == 1 and sizes > 1
+        else "Only a part of it? Click again. Too much? Press **Not this**."
         if seeds == 1
-        else "Name it under **Labels**, or add a label for the next thing."
+        else "Name it, and choose *(new label)* for the next thing."
     )
     return f"clicked: **{plain(name)}** answers in {percent(share)} of the view. {advice}"

@@ -19,11 +19,11 @@ class Worker:
     """Runs tasks one after the other; an error ends its task, never the worker."""
 
     def __init__(self, failed: Callable[[Exception], None], idle: Callable[[], None]) -> None:
-        """`failed` is told of errors; `idle` is called every `IDLE_SECONDS` or so while there is nothing to do."""
+        """`failed` is told of errors; `idle` is called every `IDLE_SECONDS` or so, however much there is to do."""
         self._failed, self._idle = failed, idle
         self._waiting: dict[Hashable, _Task] = {}
         self._wake = threading.Condition()
-        self._running = False
+        self._running, self._looks = False, 0.0
 
     def start(self) -> None:
         """Start the thread; it ends with the program."""
@@ -65,15 +65,16 @@ class Worker:
                 self._failed(error)
 
     def _next(self) -> _Task | None:
-        """Return the first task that is due; None after a while without any."""
-        give_up = time.monotonic() + IDLE_SECONDS
+        """Return the first task that is due; None when it is time to look around."""
         with self._wake:
             while True:
                 now = time.monotonic()
+                if now >= self._looks:
+                    # Before any task: frames that come fast, each with its report, would leave no time for it.
+                    self._looks = now + IDLE_SECONDS
+                    return None
                 ready = next((key for key, task in self._waiting.items() if task.due <= now), None)
                 if ready is not None:
                     return self._waiting.pop(ready)
-                if now >= give_up:
-                    return None
-                soonest = min((task.due for task in self._waiting.values()), default=give_up)
-                self._wake.wait(max(0.0, min(soonest, give_up) - now))
+                soonest = min((task.due for task in self._waiting.values()), default=self._looks)
+                self._wake.wait(max(0.0, min(soonest, self._looks) - now))

@@ -15,7 +15,8 @@ from jacobinerf_ns.core.relevancy import relevancy, smoothed, spread_places, sta
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Extractor
 from jacobinerf_ns.features.store import open_store
-from jacobinerf_ns.features.words import TextTeacher, canonical, checked, everyday, text_teacher
+from jacobinerf_ns.features.surfaces import SurfacesConfig
+from jacobinerf_ns.features.words import TextTeacher, canonical, checked, everyday, text_teacher, wordless
 from jacobinerf_ns.files.grids import pixels_under
 from jacobinerf_ns.files.names import image_name
 from jacobinerf_ns.labels.seed_cache import SURFACE
@@ -100,7 +101,7 @@ def find_words(
         UserError: words that cannot be asked, or a teacher that knows none.
     """
     data, text = pipeline.datamanager, checked(words)
-    teacher = text_teacher(extractor or data.config.extractor.setup(device=pipeline.model.device))
+    teacher = own_teacher(pipeline) if extractor is None else text_teacher(extractor)
     negatives = compared_with(teacher, text, against)
     others = [word for word in everyday(teacher) if word.lower() != text.lower()]
     vectors = teacher.encode([text, *negatives, *others])
@@ -122,6 +123,18 @@ def find_words(
     chosen = fits.nonzero()[:, 0][spread_places(points[fits], score[fits], PLACES)]
     places = tuple(_place(photos, pixel) for pixel in pixels[chosen].tolist())
     return Answer(text, teacher.text_model(), negatives, best, places)
+
+
+def own_teacher(pipeline: JacobiNeRFPipeline) -> TextTeacher:
+    """Return the teacher that a run was trained with.
+
+    Raises:
+        UserError: it knows no words.
+    """
+    config = pipeline.datamanager.config.extractor
+    if isinstance(config, SurfacesConfig):  # looks at no photo, and cannot be set up without its field
+        raise wordless()
+    return text_teacher(config.setup(device=pipeline.model.device))
 
 
 def compared_with(teacher: TextTeacher, words: str, against: Sequence[str] = ()) -> tuple[str, ...]:

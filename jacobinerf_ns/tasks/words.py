@@ -11,12 +11,12 @@ from torch import Tensor
 from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.core.jacobian import NORM_EPS
 from jacobinerf_ns.core.relevancy import relevancy
-from jacobinerf_ns.features.words import TextTeacher, text_teacher
+from jacobinerf_ns.features.words import TextTeacher
 from jacobinerf_ns.labels.tracer import in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Traced
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.run.opened import Run
-from jacobinerf_ns.run.words import Answer, Sampler, find_words
+from jacobinerf_ns.run.words import Answer, Sampler, find_words, own_teacher
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, load_feature_field
 
@@ -34,7 +34,7 @@ def ask(run: Run, words: str, against: Sequence[str] = (), teacher: TextTeacher 
         UserError: words that cannot be asked, a teacher that knows none, or a feature field of another teacher.
     """
     if teacher is None and feature_field_path(run).exists():
-        own = text_teacher(run.pipeline.datamanager.config.extractor.setup(device=run.pipeline.model.device))
+        own = own_teacher(run.pipeline)
         feature_field = load_feature_field(run, own.fingerprint())
         return find_words(run.pipeline, run.photos("train"), words, against, own, distilled(run, feature_field))
     return find_words(run.pipeline, run.photos("train"), words, against, teacher)

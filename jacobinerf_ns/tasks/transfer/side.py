@@ -18,7 +18,7 @@ from jacobinerf_ns.core.matching import UNLABELLED
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
-from jacobinerf_ns.features.store import FeatureStore
+from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.files.names import find_image
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.seed_cache import SURFACE
@@ -85,7 +85,7 @@ class Side:
         return load_feature_field(self.run) if self._field_allowed else None
 
     @cached_property
-    def _store(self) -> FeatureStore:
+    def _store(self) -> PixelFeatures:
         return self.run.pipeline.datamanager.teacher_store("train")
 
     @property

@@ -1,0 +1,101 @@
+"""A scene taken apart into its surfaces' segments, at several levels from parts to wholes, from what its views see.
+
+`agreement` finds the surfaces, `surfaces` what lies between neighbouring points, `segments` the tree; here they meet.
+Letters are theirs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.ndimage import distance_transform_edt
+
+from jacobinerf_ns.core.agreement import SeenView, agreed
+from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
+from jacobinerf_ns.core.surfaces import FAR_REACH, REACH, footprint, fuse, image_normals, nearest, neighbours
+
+UNKNOWN = -1
+"""Leaf of a pixel in a view of which nothing is known."""
+FAR_CONVEX_SHARE = 0.1
+"""ε in the tree: what noise rounds is mostly convex."""
+OWN_CELLS = 3.0
+"""Cells from the nearest point from which on a pixel lies on no surface that is known."""
+
+
+@dataclass
+class PartitionConfig:
+    """How surfaces are taken apart. No length is absolute."""
+
+    cell: float = 2.2
+    """Side of the cells that hold one point each, in footprints of a pixel at the median distance."""
+    agreeing: int = 3
+    """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
+    colour_weight: float = 0.5
+    """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
+    look_weight: float = 2.0
+    """Cost of looking entirely different, for segments that merge."""
+    small_scale: float = 0.6
+    """k of the small segments: larger, larger."""
+    least: int = 8
+    """Points of the smallest segment."""
+    full: float = 50.0
+    """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.55, 0.75)
+    """Heights at which the tree is cut, from parts to wholes."""
+
+
+class Partition(NamedTuple):
+    """Surfaces of a scene, taken apart."""
+
+    points: Float[np.ndarray, "points 3"]
+    leaves: Int[np.ndarray, "points"]
+    """Small segment of each point, numbered from 0."""
+    levels: Int[np.ndarray, "levels segments"]
+    """Segment of each leaf at each level, numbered from 0."""
+    cell: float
+    """Side of the cells that the points are of, in the unit of the scene."""
+
+
+def partition(
+    views: Sequence[SeenView], config: PartitionConfig
+) -> tuple[Partition, list[Int[np.ndarray, "height width"]]]:
+    """Take the scene that the views see apart; return that, and the leaf of each pixel of each view.
+
+    A pixel that is known to be on no surface has the leaf of the nearest pixel that is on one.
+
+    Raises:
+        ValueError: the views agree on next to nothing.
+    """
+    corrected = [
+        view._replace(distances=distances, known=view.known & (voices >= config.agreeing))
+        for view, (distances, voices) in zip(views, agreed(views, views), strict=True)
+    ]
+    if sum(int(view.known.sum()) for view in corrected) < config.least:
+        raise ValueError("the views agree on no surface")
+    footprints = [footprint(view.directions, view.distances)[view.known] for view in corrected]
+    cell = config.cell * float(np.median(np.concatenate(footprints)))
+    normals = [image_normals(view.points, view.origin)[view.known] for view in corrected]
+    points = np.concatenate([view.points[view.known] for view in corrected])
+    colours = np.concatenate([view.colours[view.known] for view in corrected])
+    cloud = fuse(points, np.concatenate(normals), colours, cell)
+    near = neighbours(cloud, REACH)
+    cost = near.bend + config.colour_weight * near.contrast
+    leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)
+    far = neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE)
+    tree = merge_tree(leaves, far.first, far.second, far.bend, cloud.looks, config.look_weight, config.full)
+    levels = np.stack([cut(tree, height) for height in config.levels])
+    found = Partition(cloud.points.astype(np.float32), leaves, levels, cell)
+    return found, [leaves_of(view, found) for view in corrected]
+
+
+def leaves_of(view: SeenView, found: Partition) -> Int[np.ndarray, "height width"]:
+    """Return the leaf of each pixel of a view, `UNKNOWN` everywhere where no pixel is near a surface."""
+    place = np.full(view.known.shape, UNKNOWN)
+    place[view.known] = nearest(found.points, view.points[view.known], OWN_CELLS * found.cell)
+    if (place == UNKNOWN).all():
+        return place
+    beside = distance_transform_edt(place == UNKNOWN, return_distances=False, return_indices=True)
+    assert isinstance(beside, np.ndarray)
+    return found.leaves[place[tuple(beside)]]

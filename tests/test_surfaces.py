@@ -1,0 +1,306 @@
+"""The teacher that looks at the field: small scenes with known parts, and runs that go on with what it found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import SHAPING_START, start, tiny_capture, tiny_config
+
+from jacobinerf_ns.cli.features import Features
+from jacobinerf_ns.core import surfaces
+from jacobinerf_ns.core.agreement import SeenView, agreed
+from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
+from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
+from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.features.base import Frame
+from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
+from jacobinerf_ns.features.palette import PaletteStore
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table, side_for
+from jacobinerf_ns.pipeline import JacobiNeRFPipeline
+
+GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
+
+
+def looking_down(place: tuple[float, float], height: float = 4.0, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and unit directions of a camera that looks down."""
+    y, x = np.meshgrid(np.linspace(-0.6, 0.6, side), np.linspace(-0.6, 0.6, side), indexing="ij")
+    rays = np.stack([x, y, -np.ones_like(x)], axis=-1)
+    return np.array([*place, height]), rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+
+BOXES = (((-1.4, -0.3), (-0.7, 0.7), 0.8), ((0.3, 1.4), (-0.7, 0.7), 0.8))
+"""Two boxes on a floor at z = 0: ranges of x and y, and height."""
+
+
+def hit(origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the floor and the boxes, and which was hit (0: the floor)."""
+    with np.errstate(divide="ignore"):
+        nearest, which = -origin[2] / rays[..., 2], np.zeros(rays.shape[:2], int)
+        for number, (xs, ys, top) in enumerate(BOXES, start=1):
+            planes = np.array([xs, ys, (0.0, top)])
+            t = (planes.T[:, None, None] - origin) / rays
+            enter, leave = t.min(0).max(-1), t.max(0).min(-1)
+            inside = (enter < leave) & (enter > 0) & (enter < nearest)
+            nearest, which = np.where(inside, enter, nearest), np.where(inside, number, which)
+    return nearest, which
+
+
+def scene(scale: float = 1.0, noise: float = 0.0) -> tuple[list[SeenView], list[np.ndarray]]:
+    """Nine views of the boxes, all of one colour, and what each pixel shows."""
+    rng = np.random.default_rng(0)
+    views, truth = [], []
+    for x in (-1.2, 0.0, 1.2):
+        for y in (-1.2, 0.0, 1.2):
+            origin, rays = looking_down((x, y))
+            distances, which = hit(origin, rays)
+            distances = distances * (1 + noise * rng.normal(size=distances.shape))
+            colours = np.broadcast_to(GREY, rays.shape)
+            views.append(SeenView(origin * scale, rays, distances * scale, np.ones_like(which, bool), colours))
+            truth.append(which)
+    return views, truth
+
+
+@pytest.mark.parametrize("scale", [1.0, 37.0])
+def test_boxes_of_one_colour_come_off_the_floor_in_any_unit(scale: float):
+    views, truth = scene(scale)
+    found, grids = partition(views, PartitionConfig(levels=(0.05, 0.15)))
+    for value in (0, 1, 2):
+        held = np.concatenate([grid[which == value] for grid, which in zip(grids, truth, strict=True)])
+        segments = found.levels[1][held]
+        most = np.bincount(segments).argmax()
+        everywhere = np.concatenate([(found.levels[1][grid] == most).ravel() for grid in grids])
+        expected = np.concatenate([(which == value).ravel() for which in truth])
+        assert (everywhere & expected).sum() / (everywhere | expected).sum() > 0.9
+
+
+def test_a_convex_edge_costs_less_than_a_concave_one():
+    # Two walls that meet at a right angle along the y axis; seen from outside it is a box's edge, else a corner.
+    for outside, share in ((True, surfaces.CONVEX_SHARE), (False, 1.0)):
+        points = np.array([[-0.5, 0, 0], [0, 0, -0.5]])
+        normals = np.array([[0.0, 0, 1], [1, 0, 0]]) if outside else np.array([[0.0, 0, -1], [-1, 0, 0]])
+        cloud = surfaces.Cloud(points, normals, np.stack([GREY, GREY]), np.zeros((2, 2)), cell=1.0)
+        between = surfaces.neighbours(cloud, reach=1.8)
+        assert between.bend == pytest.approx([share])
+        assert between.contrast == pytest.approx([0.0])
+
+
+def test_normals_do_not_lie_across_an_outline():
+    origin, rays = looking_down((0.0, 0.0))
+    distances, which = hit(origin, rays)
+    normals = surfaces.image_normals(origin + rays * distances[..., None], origin)
+    flat = (which == 0) | (normals[..., 2] > 0.5)
+    assert np.isclose(normals[flat][:, 2], 1.0, atol=1e-6).mean() > 0.97
+
+
+def test_a_rugs_stripes_have_one_look_and_their_colours_are_different():
+    colours = np.stack([GREY, RED] * 20)
+    points = np.stack([np.arange(40.0), np.zeros(40), np.zeros(40)], axis=1)
+    up = np.tile([0.0, 0.0, 1.0], (40, 1))
+    cloud = surfaces.fuse(points, up, colours, cell=1.0, look_rounds=4)
+    bare = surfaces.look_of(colours)
+    assert np.square(bare[20] - bare[21]).sum() / 2 > 0.8
+    assert np.square(cloud.looks[20] - cloud.looks[21]).sum() / 2 < 0.05
+
+
+def test_views_that_err_to_either_side_agree_on_the_middle():
+    exact, _ = scene()
+    wrong = [view._replace(distances=view.distances * (1 + 0.03 * (-1) ** k)) for k, view in enumerate(exact[:8])]
+    middle = (slice(8, 40), slice(8, 40))
+    for view, (distances, voices) in zip(exact, agreed(wrong, wrong), strict=False):
+        before = 0.03 * view.distances[middle]
+        assert np.median(np.abs(distances - view.distances)[middle] / before) < 0.4
+        assert np.median(voices[middle]) >= 4
+
+
+def test_what_one_view_alone_believes_is_not_agreed_on():
+    views, _ = scene()
+    floater = views[4].distances.copy()
+    floater[20:28, 20:28] *= 0.5
+    seen = [view if k != 4 else view._replace(distances=floater) for k, view in enumerate(views)]
+    _, voices = agreed(seen, seen)[4]
+    assert voices[20:28, 20:28].max() < 3
+    assert np.median(voices) >= 3
+
+
+def test_small_segments_and_the_order_of_merges():
+    # 0-1 cheap, 2-3 cheap, 1-2 dear, 3-4 dearer.
+    first, second, cost = np.array([0, 2, 1, 3]), np.array([1, 3, 2, 4]), np.array([0.0, 0.0, 0.5, 0.8])
+    segment = small_segments(5, first, second, cost, scale=0.1, least=1)
+    assert segment.tolist() == [0, 0, 1, 1, 2]
+    assert small_segments(5, first, second, cost, scale=0.1, least=2).tolist() == [0, 0, 1, 1, 1]
+    looks = np.zeros((5, 1))
+    tree = merge_tree(segment, first, second, cost, looks, look_weight=1.0, full=1.0)
+    assert tree.height.tolist() == [0.5, 0.8]
+    assert cut(tree, 0.6).tolist() == [0, 0, 1]
+    assert cut(tree, 0.4).tolist() == [0, 1, 2]
+    looks[:2] = 2.0  # The first pair looks different: ‖2‖² / 2 on top, and the last pair merges first.
+    tree = merge_tree(segment, first, second, cost, looks, look_weight=1.0, full=1.0)
+    assert cut(tree, 0.9).tolist() == [0, 1, 1]
+    assert (np.diff(tree.height) >= 0).all()
+    # Segments of a quarter of the full size pay half.
+    assert merge_tree(segment, first, second, cost, looks * 0, 1.0, full=8.0).height.tolist()[0] == pytest.approx(0.25)
+
+
+def test_held_out_views_get_the_same_leaves():
+    views, _ = scene()
+    found, grids = partition(views, PartitionConfig())
+    assert (leaves_of(views[3], found) == grids[3]).mean() > 0.95
+    nothing = views[3]._replace(known=np.zeros_like(views[3].known))
+    assert (leaves_of(nothing, found) == -1).all()
+    with pytest.raises(ValueError, match="no surface"):
+        partition([nothing] * 3, PartitionConfig())
+
+
+def test_a_palettes_pixels_are_those_of_the_nearest_cell():
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    store = PaletteStore([torch.tensor([[0, 1], [1, -1]])], table, [(4, 6)])
+    rows, cols = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    pixels = torch.stack([torch.zeros_like(rows), rows, cols], dim=-1).view(-1, 3)
+    expected = torch.tensor([0, 0, 0, 1, 1, 1] * 2 + [1, 1, 1, -1, -1, -1] * 2)
+    assert torch.equal(store.sample(pixels), torch.cat([table, torch.zeros(1, 2)])[expected])
+    assert torch.equal(store.resident("cpu").sample(pixels), store.sample(pixels))
+    assert (store.dim, len(store), store.sizes) == (2, 1, [(4, 6)])
+
+
+@dataclass
+class Lenient(SurfacesConfig):
+    """For a field that knows next to nothing."""
+
+    agreeing: int = 1
+    least: int = 2
+    cell: float = 1.0
+
+
+def surfaces_config(data: Path, output_dir: Path, steps: int = 8):
+    config = tiny_config(data, output_dir, steps)
+    config.pipeline.datamanager.extractor = Lenient()
+    return config
+
+
+def weights(pipeline: JacobiNeRFPipeline) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in pipeline.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("jacobinerf_ns.features.surfaces.OPAQUE", 0.0)  # Four steps make no solid thing.
+    data = tiny_capture(tmp_path / "room")
+    straight = start(surfaces_config(data, tmp_path / "straight"))
+    straight.train()
+    cut_off = surfaces_config(data, tmp_path / "first", steps=SHAPING_START + 2)
+    killed = start(cut_off)
+    assert killed.pipeline.datamanager.feature_store is None
+    killed.train()
+    resumed_config = surfaces_config(data, tmp_path / "second", steps=8 - (SHAPING_START + 2))
+    resumed_config.load_dir = killed.checkpoint_dir
+    resumed = start(resumed_config)
+
+    def blind(*_args):
+        raise AssertionError("the field was looked at again")
+
+    assert resumed.pipeline.datamanager.sight is not None
+    resumed.pipeline.datamanager.sight.look = blind
+    resumed.train()
+    expected, found = weights(straight.pipeline), weights(resumed.pipeline)
+    assert expected.keys() == found.keys()
+    assert any(name.startswith("surfaces.") for name in found)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    store, held_out = (straight.pipeline.datamanager.teacher_store(split) for split in ("train", "eval"))
+    assert (len(store), len(held_out), store.dim) == (4, 2, held_out.dim)
+    sheet = tmp_path / "segments.png"
+    command = Features(load_config=straight.base_dir / "config.yml", extractor=SurfacesConfig(), preview=sheet)
+    command.extractor = straight.config.pipeline.datamanager.extractor
+    assert torch.equal(command.main().sample(torch.zeros(1, 3).long()), store.sample(torch.zeros(1, 3).long()))
+    assert sheet.exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_is_pooled_over_surfaces_when_shaping_begins(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("jacobinerf_ns.features.surfaces.OPAQUE", 0.0)
+    config = tiny_config(tiny_capture(tmp_path / "room"), tmp_path, steps=SHAPING_START + 1)
+    config.pipeline.datamanager.with_surfaces = True
+    monkeypatch.setattr("jacobinerf_ns.datamanager.SurfacesConfig", Lenient)
+    trainer = start(config)
+    data = trainer.pipeline.datamanager
+    raw = data.feature_store
+    trainer.train()
+    found = trainer.pipeline.surfaces.found()
+    assert raw is not None
+    assert found is not None
+    assert isinstance(data.feature_store, PaletteStore)
+    assert torch.equal(data.feature_store.table[:-1], pooled_table(found, raw))
+    assert data.teacher_store("eval").dim == raw.dim
+
+
+def found_in_the_boxes() -> Surfaces:
+    """What a teacher would keep of the boxes."""
+    views, _ = scene()
+    found, grids = partition(views, PartitionConfig(levels=(0.05, 0.15, 0.3)))
+    numbers = [torch.from_numpy(grid) for grid in grids]
+    return Surfaces(
+        torch.from_numpy(found.points),
+        torch.from_numpy(found.leaves).int(),
+        torch.from_numpy(found.levels).int(),
+        torch.tensor(found.cell),
+        torch.eye(found.levels.shape[1], 5),
+        torch.tensor([grid.shape for grid in grids]),
+        torch.cat([grid.flatten() for grid in numbers]).int(),
+    )
+
+
+def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():
+    found = found_in_the_boxes()
+    table = feature_table(found, SurfacesConfig(dimensions=4096, look_share=0.0))
+    together = (found.levels[:, :, None] == found.levels[:, None, :]).float().mean(0)
+    assert torch.allclose(table @ table.T, together, atol=0.06)
+    assert torch.allclose(feature_table(found, SurfacesConfig()).norm(dim=-1), torch.ones(len(table)))
+    assert torch.equal(feature_table(found, SurfacesConfig()), feature_table(found, SurfacesConfig()))
+
+
+def test_what_was_found_is_read_back_and_what_is_damaged_is_not(tmp_path: Path):
+    found, path = found_in_the_boxes(), tmp_path / "found.safetensors"
+    assert read_surfaces(path) is None
+    write_surfaces(path, found)
+    back = read_surfaces(path)
+    assert back is not None
+    assert all(torch.equal(*pair) for pair in zip(back, found, strict=True))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_surfaces(path) is None
+    state = {f"surfaces.{name}": tensor for name, tensor in found._asdict().items()}
+    assert surfaces_in({"_model.x": torch.zeros(1)}) is None
+    assert surfaces_in(state) is not None
+    del state["surfaces.cell"]
+    with pytest.raises(UserError, match="use an earlier checkpoint"):
+        surfaces_in(state)
+
+
+def test_a_teachers_noise_is_averaged_over_segments():
+    found = found_in_the_boxes()
+    clean = torch.nn.functional.one_hot(found.levels[1].long()).float()
+    noise = torch.Generator().manual_seed(0)
+
+    class Noisy(PaletteStore):
+        def sample(self, indices):
+            right = super().sample(indices)
+            return right + torch.randn(right.shape, generator=noise)
+
+    noisy = Noisy(found.grids, clean, [(48, 48)] * len(found.grids))
+    many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
+    assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
+
+
+def test_many_views_are_looked_at_more_coarsely():
+    frames = [Frame(i, Path("x.png"), (1920, 1080)) for i in range(10)]
+    assert side_for(frames, SurfacesConfig(side=160)) == 160
+    assert side_for(frames, SurfacesConfig(side=160, rays=36_000)) == 80
+
+
+@pytest.mark.parametrize("wrong", [{"levels": (0.3, 0.2)}, {"levels": ()}, {"look_share": 2.0}, {"side": 1}])
+def test_bad_settings_are_refused_before_training(wrong):
+    with pytest.raises(UserError, match="surfaces:"):
+        SurfacesConfig(**wrong).check()
+    with pytest.raises(UserError, match="--load-config"):
+        SurfacesConfig().setup()
