@@ -34,6 +34,7 @@ from jacobinerf_ns.evaluation.shaping_quality import evaluate_one_click
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import extract_all
 from jacobinerf_ns.features.dino import DinoConfig, DinoExtractor
+from jacobinerf_ns.features.frozen import normalised
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.run.labelled_views import Labels
@@ -233,7 +234,8 @@ class Day:
         """The transformer on a batch that lies on the device."""
         image = extractor._read(0, frames[0])
         batch = torch.from_numpy(np.stack([image.pixels] * extractor.batch_size)).to(self.device)
-        pixels, rounds = extractor._normalised(batch), max(1, len(frames) // len(batch))
+        pixels = normalised(batch, extractor._mean, extractor._std).to(extractor.dtype)
+        rounds = max(1, len(frames) // len(batch))
 
         def run() -> None:
             for _ in range(rounds):

@@ -32,6 +32,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import extract_all
 from jacobinerf_ns.features.dino import DinoConfig
+from jacobinerf_ns.features.frozen import normalised
 
 PATCH, HEADS, LAYERS, HIDDEN = 8, 4, 3, 32
 TINY = {
@@ -234,7 +235,7 @@ def test_pixels_are_normalised_to_the_bit_as_before(folders, frame):
     image = extractor._read(0, frame)
     mean, std = (torch.tensor(values) for values in (extractor.backbone.mean, extractor.backbone.std))
     expected = ((torch.from_numpy(image.pixels.astype(np.float32) / 255) - mean) / std).permute(2, 0, 1)
-    assert torch.equal(extractor._normalised(torch.from_numpy(image.pixels)[None])[0], expected)
+    assert torch.equal(normalised(torch.from_numpy(image.pixels)[None], mean, std)[0], expected)
 
 
 def test_patch_centres(folders, frame):

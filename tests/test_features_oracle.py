@@ -93,3 +93,15 @@ def test_sources_hold_label_maps_that_count(frame: Frame):
     assert frame.instances not in OracleConfig().setup().sources(frame)
     sources = OracleConfig(per_instance=True).setup().sources(frame)
     assert {frame.path, frame.semantics, frame.instances} <= set(sources)
+
+
+def test_words_are_the_vectors_of_class_names(frame: Frame, tmp_path: Path):
+    (tmp_path / "classes.json").write_text('{"classes": [{"id": 1, "name": "Chair"}, {"id": 2, "name": "wall"}]}')
+    oracle = OracleConfig(noise=0.0, by_name=True).setup()
+    words = oracle.encode([" chair", "Wall", "giraffe"])
+    values = oracle.extract(frame).values
+    torch.testing.assert_close(words[:2], torch.stack([values[0, 0], values[0, 2]]))
+    torch.testing.assert_close(words.norm(dim=-1), torch.ones(3))
+    assert (words[2] @ words[:2].T).abs().max() < 0.5
+    with pytest.raises(UserError, match="knows words only by name: give oracle --by-name"):
+        OracleConfig().setup().encode(["chair"])

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import extract_all, frame_key
+from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.precomputed import PrecomputedConfig, PrecomputedExtractor
+from jacobinerf_ns.features.words import canonical, text_teacher
 
 
 def frames(*stems: str) -> list[Frame]:
@@ -95,3 +97,45 @@ def test_the_array_is_what_counts_and_not_where_it_lies(tmp_path: Path):
     np.save(tmp_path / "there" / "a.npy", np.zeros((2, 2, 2)))
     assert frame_key(here, frame) != frame_key(there, frame)
     assert reader(tmp_path / "here", layout="dim-rows-cols").fingerprint() != here.fingerprint()
+
+
+def texts(folder: Path, rows: np.ndarray, names: str | None, suffix: str = ".txt") -> PrecomputedExtractor:
+    """A reader with text embeddings."""
+    np.save(folder / "words.npy", rows)
+    if names is not None:
+        (folder / f"words{suffix}").write_text(names)
+    return reader(folder, texts=folder / "words.npy")
+
+
+@pytest.mark.parametrize(("names", "suffix"), [("Chair\nwall \n\n", ".txt"), ('["Chair", "wall"]', ".json")])
+def test_words_are_rows_of_a_table(tmp_path: Path, names: str, suffix: str):
+    teacher = text_teacher(texts(tmp_path, np.array([[3, 4, 0], [0, 0, 2]]), names, suffix))
+    found = teacher.encode(["WALL", " chair"])
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.8, 0.0]]))
+    assert teacher.known_words() == canonical(teacher) == ("chair", "wall")
+    assert teacher.fingerprint() == reader(tmp_path).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "message"),
+    [
+        (np.eye(3), "a\nb\n", "has 3 rows and 2 names beside it"),
+        (np.eye(2), "a\nA\n", "two rows named 'a'"),
+        (np.eye(2), None, r"has no names: put words\.txt beside it"),
+        (np.ones(2), "a\nb", "expected finite numbers, one row per name"),
+        (np.full((2, 2), np.nan), "a\nb", "expected finite numbers, one row per name"),
+        (np.eye(2), "chair\nwall", "'hair' is not among the 2 text embeddings: use one of their names, such as chair"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_one_line(tmp_path: Path, rows: np.ndarray, names: str | None, message: str):
+    with pytest.raises(UserError, match=message):
+        texts(tmp_path, rows, names).encode(["hair"])
+
+
+def test_teachers_without_words_say_what_to_do(tmp_path: Path):
+    with pytest.raises(UserError, match=r"come without text embeddings: give precomputed --texts FILE\.npy"):
+        reader(tmp_path).encode(["chair"])
+    with pytest.raises(UserError, match=r"gone\.npy does not exist"):
+        reader(tmp_path, texts=tmp_path / "gone.npy").encode(["chair"])
+    with pytest.raises(UserError, match="knows no words: name one that does at the end of the command"):
+        text_teacher(HandcraftedConfig().setup())

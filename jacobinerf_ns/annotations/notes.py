@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
 from jacobinerf_ns.annotations import changes
-from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble
+from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Label, Mask, Scribble, TextSeed
 from jacobinerf_ns.annotations.store import MASK_FOLDER, AnnotationStore
 from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.atomic import writing
@@ -30,6 +30,18 @@ DIGITS = 16
 
 XY = Sequence[int] | np.ndarray
 """Column and row of a pixel, counted from the top left of the original photo."""
+
+
+class Found(Protocol):
+    """What is said of words."""
+
+    def seed(self, label: int, negative: bool = False) -> TextSeed:
+        """Return them as a seed of a label; UserError where nothing like that is there."""
+        ...
+
+
+Asker = Callable[[str, Sequence[str], Any], Found]
+"""Looks for words, compared with others, by a teacher's config or None."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Notes:
     """(width, height) in pixels of each original."""
     drawn: Mapping[str, bytes] = field(default_factory=dict)
     """Mask files that are not saved yet: PNGs by their names beside the annotation file."""
+    ask: Asker | None = field(default=None, compare=False)
+    """Looks for words in the photos; only a run can."""
 
     def click(self, label: str, image: str, xy: XY, negative: bool = False) -> Notes:
         """Add a click on a pixel of a photo; a negative one says that the pixel is not of the label."""
@@ -82,6 +96,27 @@ class Notes:
         name = f"{MASK_FOLDER}/{digest([content])[:DIGITS]}.png"
         notes = self._with(Mask, label, image, negative, file=name, value=MASK_VALUE)
         return replace(notes, drawn={**self.drawn, name: content})
+
+    def say(
+        self, label: str, words: str, against: Sequence[str] = (), negative: bool = False, teacher: Any = None
+    ) -> Notes:
+        """Add words: the places in the photos that they fit best become a seed.
+
+        Args:
+            label: its name.
+            words: what it is, as in "a wooden chair".
+            against: words that these must fit better than; none are object, things, stuff and texture.
+            negative: the words say what is not of the label.
+            teacher: config of a teacher that knows words, such as `ClipConfig()`; None is the run's own.
+
+        Raises:
+            UserError: nothing like that is in the photos (`Run.find` asks without that), or words that cannot be asked.
+        """
+        if self.ask is None:
+            raise UserError("words are looked for in a run's photos: begin with run.annotations")
+        annotations, known = self._labelled(label)
+        seed = self.ask(words, against, teacher).seed(known.id, negative)
+        return replace(self, annotations=changes.add_seed(annotations, seed))
 
     def rename(self, label: str, name: str) -> Notes:
         """Give a label another name; its id, colour and seeds stay."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from skimage.draw import line
 
-from jacobinerf_ns.annotations.schema import Box, Click, InImage, Mask, Scribble, Seed, SpaceBox, SpaceClick
+from jacobinerf_ns.annotations.schema import Box, Click, InImage, Mask, Scribble, Seed, SpaceBox, SpaceClick, TextSeed
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.grids import is_scaled, pixels_under
 from jacobinerf_ns.files.index_maps import read_label_map
@@ -23,6 +23,8 @@ def describe(seed: Seed) -> str:
         return "click in space"
     if isinstance(seed, SpaceBox):
         return "box in space"
+    if isinstance(seed, TextSeed):
+        return f"text {seed.words!r}"
     if isinstance(seed, Click):
         words = f"click {seed.pixel}"
     elif isinstance(seed, Box):

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.rasterise import describe, rasterise, spread, to_camera
-from jacobinerf_ns.annotations.schema import Annotations, Box, Click, InImage, Mask, Scribble, SpaceBox, SpaceClick
+from jacobinerf_ns.annotations.schema import (
+    Annotations,
+    Box,
+    Click,
+    Mask,
+    Scribble,
+    SpaceBox,
+    SpaceClick,
+    drawn,
+)
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.names import find_image
 
@@ -64,16 +73,18 @@ def seed_rays(
     Raises:
         UserError: an image is unknown, ambiguous or of another aspect ratio, or a mask file is not usable.
     """
-    in_image = {place: seed for place, seed in enumerate(annotations.seeds) if isinstance(seed, InImage)}
-    in_space = {place: seed for place, seed in enumerate(annotations.seeds) if not isinstance(seed, InImage)}
-    pixels = [_pixels(seed, folder, cameras, filenames, max_per_seed) for seed in in_image.values()]
+    parts = [(place, part) for place, seed in enumerate(annotations.seeds) for part in drawn(seed)]
+    in_image = [(place, part) for place, part in parts if not isinstance(part, SpaceClick | SpaceBox)]
+    in_space = {place: part for place, part in parts if isinstance(part, SpaceClick | SpaceBox)}
+    pixels = [_pixels(seed, folder, cameras, filenames, max_per_seed) for _, seed in in_image]
     directions = [_space_directions(seed) for seed in in_space.values()]
     rays = _pixel_rays(pixels, cameras)
     if in_space:
         rays = _joined(rays, _space_rays(list(in_space.values()), directions, cameras, world))
     counts = torch.tensor([*(len(part.xy) for part in pixels), *map(len, directions)], dtype=torch.long)
     weights = torch.tensor([*(part.weight for part in pixels), *(1.0 for _ in directions)], dtype=torch.float32)
-    index = torch.tensor([*in_image, *in_space], dtype=torch.long).repeat_interleave(counts)
+    places = [*(place for place, _ in in_image), *in_space]
+    index = torch.tensor(places, dtype=torch.long).repeat_interleave(counts)
     order = index.argsort(stable=True)
     return SeedRays(
         rays[order.to(cameras.device)],

@@ -8,6 +8,7 @@ centring or scale settings. Colours are 0..255.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import fields
 from pathlib import PurePosixPath
@@ -34,6 +35,8 @@ MAX_GROW = 100
 """Levels that a label can be away from its natural one."""
 _UNCHOSEN_THRESHOLD = 0.7
 """Version 1 wrote this number into every file, asked or not."""
+MAX_WORDS = 200
+"""Characters of a text."""
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
@@ -210,7 +213,53 @@ class SpaceBox(SeedBase):
         return self
 
 
-Seed = Annotated[Click | Scribble | Box | Mask | SpaceClick | SpaceBox, Field(discriminator="kind")]
+class Place(Part):
+    """A pixel of a training image that a text was resolved to."""
+
+    image: Annotated[str, Field(min_length=1)]
+    width: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    height: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    pixel: Pixel
+
+
+class TextSeed(SeedBase):
+    """Words, and the places in the training images that they were resolved to, once: rendering needs no teacher."""
+
+    kind: Literal["text"] = "text"
+    words: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_WORDS)]
+    model: Annotated[str, Field(min_length=1)]
+    """Of the words: an id on Hugging Face, a folder or a file."""
+    against: tuple[str, ...] = ()
+    """Words that they were compared with."""
+    stands_out: Finite
+    """Deviations of everyday words by which they fit the best place."""
+    places: Annotated[tuple[Place, ...], Field(min_length=1, max_length=1000)]
+
+    @field_validator("words")
+    @classmethod
+    def _visible(cls, value: str) -> str:
+        if any(unicodedata.category(character).startswith("C") for character in value):
+            raise ValueError("the words hold a control character")
+        return value
+
+    @model_validator(mode="after")
+    def _inside(self) -> TextSeed:
+        assert all(self.clicks())
+        return self
+
+    def clicks(self) -> tuple[Click, ...]:
+        """Return the places as clicks of the same label."""
+        return tuple(Click(label=self.label, negative=self.negative, **dict(place)) for place in self.places)
+
+
+Drawn = Click | Scribble | Box | Mask | SpaceClick | SpaceBox
+"""Seeds that say themselves where they are."""
+Seed = Annotated[Drawn | TextSeed, Field(discriminator="kind")]
+
+
+def drawn(seed: Seed) -> tuple[Drawn, ...]:
+    """Return a seed that says where it is, or the clicks that a text was resolved to."""
+    return seed.clicks() if isinstance(seed, TextSeed) else (seed,)
 
 
 class Edit(Part):

@@ -14,6 +14,7 @@ from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rasterise import rasterise
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Colour, Edit, Label, Mask, Scribble, Seed
 from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, foreign_mask, read_annotations
+from jacobinerf_ns.cli.teachers import OwnTeacher, Speaker, set_up
 from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.names import find_image, image_name
 
@@ -65,6 +66,11 @@ class Annotate:
     """Index PNG of the image's size; it is copied beside the annotation file."""
     value: int = 1
     """Index of the mask's pixels that make the seed."""
+    text: str | None = None
+    """Words that say what the label is: where they fit best in the training photos becomes its seed. Needs a teacher
+    that knows words, the run's own or one named at the end of the command. What is not there changes nothing."""
+    against: tuple[str, ...] = ()
+    """Words that the text must fit better than; none are object, things, stuff and texture."""
     negative: bool = False
     """The seed says what is not of the label."""
     edit: Literal["recolour", "remove", "extract"] | None = None
@@ -91,6 +97,8 @@ class Annotate:
     """Rounds in which what stands for a label is refined on the scene (J-NeRF+: 10, together with `--smooth`)."""
     smooth: float | None = None
     """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.3)."""
+    teacher: Speaker = field(default_factory=OwnTeacher)
+    """What understands `--text`."""
 
     def main(self) -> Annotations:
         """Make the change, if one is asked for, and print what the file holds.
@@ -115,7 +123,8 @@ class Annotate:
 
     def _asked(self) -> list[str]:
         """Return the changes asked for, by their options."""
-        seeds = {"--click": self.click, "--box": self.box, "--scribble": self.scribble, "--mask": self.mask}
+        seeds: dict[str, Any] = {"--click": self.click, "--box": self.box, "--scribble": self.scribble}
+        seeds |= {"--mask": self.mask, "--text": self.text is not None}
         settings = self._settings()
         others = {
             "--rename": self.rename is not None,
@@ -135,19 +144,21 @@ class Annotate:
         if len(asked) > 1:
             raise UserError(f"one change at a time: found {asked[0]} and {asked[1]}: give them in two commands")
         change = asked[0] if asked else ""
-        makes_seed = change in SEED_OPTIONS
-        if (makes_seed or change in LABEL_OPTIONS) and self.label is None:
+        makes_seed, says = change in SEED_OPTIONS, change == "--text"
+        if (makes_seed or says or change in LABEL_OPTIONS) and self.label is None:
             raise UserError(f"{change} is about a label: add --label NAME")
-        if self.label is not None and change not in ("", *SEED_OPTIONS, *LABEL_OPTIONS, *LAST_OPTIONS):
+        if self.label is not None and change not in ("", "--text", *SEED_OPTIONS, *LABEL_OPTIONS, *LAST_OPTIONS):
             raise UserError(f"{change} is not about one label: leave --label out")
         if makes_seed and self.image is None:
             raise UserError(f"{change} is in an image: add --image NAME")
-        if makes_seed and self.load_config is None:
+        if (makes_seed or says) and self.load_config is None:
             raise UserError(f"{change} needs --load-config too: the run's capture says which images there are")
-        if not makes_seed and (self.image is not None or self.negative):
+        if not makes_seed and (self.image is not None or (self.negative and not says)):
             option = "--image" if self.image is not None else "--negative"
             raise UserError(f"{option} belongs to a seed: add --click, --box, --scribble or --mask")
-        if self.colour is not None and (self.label is None or change not in ("", "--edit", *SEED_OPTIONS)):
+        if (self.against or not isinstance(self.teacher, OwnTeacher)) and not says:
+            raise UserError("--against and a teacher belong to --text: add --text 'WORDS'")
+        if self.colour is not None and (self.label is None or change not in ("", "--edit", "--text", *SEED_OPTIONS)):
             raise UserError("--colour belongs to --label NAME, a new seed's label or an edit")
         if len(self.scribble) % 2:
             raise UserError(f"--scribble has {len(self.scribble)} numbers: expected pairs x y")
@@ -160,6 +171,8 @@ class Annotate:
         if asked[0] in SEED_OPTIONS:
             assert capture is not None
             return self._seed_change(capture, folder)
+        if self.text is not None:
+            return self._text_change(self.text)
         if self.merge is not None:
             other = _with_masks_at(_read_existing(self.merge), self.merge.absolute().parent, folder)
             return lambda annotations: changes.merge(annotations, other)
@@ -241,6 +254,26 @@ class Annotate:
             for seed in seeds:
                 annotations = changes.add_seed(annotations, seed.model_copy(update={"label": label}))
             return annotations
+
+        return change
+
+    def _text_change(self, text: str) -> Changer | None:
+        """Look for the text, and say what was found; nothing is to be done where nothing like it is there."""
+        from jacobinerf_ns.features.words import checked
+        from jacobinerf_ns.run.opened import open_run
+        from jacobinerf_ns.tasks.words import ask
+
+        words, against = checked(text), [checked(word) for word in self.against]
+        assert self.load_config is not None
+        run = open_run(self.load_config)
+        answer = ask(run, words, against, set_up(self.teacher, run))
+        Console().print(Text(str(answer)), soft_wrap=True)
+        if not answer.places:
+            return None
+
+        def change(annotations: Annotations) -> Annotations:
+            annotations = self._set_label(annotations)
+            return changes.add_seed(annotations, answer.seed(self._named(annotations).id, self.negative))
 
         return change
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jacobinerf_ns.cli.teachers import OwnTeacher
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from jacobinerf_ns.tasks.transfer.files import TransferFiles
     from jacobinerf_ns.tasks.transfer.transfer import Transferred
     from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
-
-
-@dataclass
-class OwnTeacher:
-    """The teacher that both runs were trained with."""
 
 
 Teacher = (

@@ -4,20 +4,27 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import FeatureGrid, Frame, fingerprint_of, load_rgb
+from jacobinerf_ns.features.base import FeatureGrid, Frame, fingerprint_of
+from jacobinerf_ns.features.frozen import (
+    ReadImage,
+    batch_size_of,
+    cast_parameters,
+    normalised,
+    precision_of,
+    read_resized,
+    run_ahead,
+)
 from jacobinerf_ns.features.hub import load_backbone
-from jacobinerf_ns.features.streaming import HostCopy, read_ahead, to_device
+from jacobinerf_ns.features.streaming import HostCopy, to_device
 
 GPU_BATCH = 8
 """Images at a time on a GPU: what one image of 10,000 patches leaves idle; a dozen MB each."""
@@ -62,14 +69,6 @@ class DinoConfig:
         return DinoExtractor(self, device)
 
 
-class _Image(NamedTuple):
-    """An image as it was read and resized for the model."""
-
-    place: int
-    """Among the frames that were asked for."""
-    pixels: UInt8[np.ndarray, "height width 3"]
-
-
 class _Running(NamedTuple):
     """Images of one size that were given to the model."""
 
@@ -86,9 +85,8 @@ class DinoExtractor:
         self.config = config
         self.device = torch.device(device)
         self.backbone = load_backbone(config.model)
-        self.model, self.dtype = self.backbone.model.to(self.device), _precision(config.precision, self.device)
-        for parameter in self.model.parameters():  # and no buffer: angles of rotary positions stay float32
-            parameter.data = parameter.data.to(self.dtype)
+        self.model, self.dtype = self.backbone.model.to(self.device), precision_of(config.precision, self.device)
+        cast_parameters(self.model, self.dtype)
         self._mean = torch.tensor(self.backbone.mean, device=self.device)
         self._std = torch.tensor(self.backbone.std, device=self.device)
         self.projection = _patch_projection(self.model, config.model)
@@ -100,7 +98,7 @@ class DinoExtractor:
             )
         if config.load_size > MAX_LOAD_SIZE:
             raise UserError(f"load size {config.load_size} given, expected at most {MAX_LOAD_SIZE} pixels")
-        self.batch_size = _batch_size(config.batch_size, self.device)
+        self.batch_size = batch_size_of(config.batch_size, self.device, GPU_BATCH)
         self._captured: dict[str, Tensor] = {}
         self.layer = self._hook_layer()
         if self.stride != self.patch:
@@ -123,7 +121,7 @@ class DinoExtractor:
 
     def extract(self, frame: Frame) -> FeatureGrid:
         """Return the facet of the chosen layer per patch; class and register tokens, which come first, are left out."""
-        (_, grid), *_ = self._finished([self._started([self._read(0, frame)])])
+        (_, grid), *_ = self._finished(self._started([self._read(0, frame)]))
         return grid
 
     def extract_many(self, frames: Sequence[Frame]) -> Iterator[tuple[int, FeatureGrid]]:
@@ -131,49 +129,30 @@ class DinoExtractor:
 
         While a GPU is at work, the next images are read, and what it has made before is copied back and yielded.
         """
-        before: list[_Running] = []
-        try:
-            for images in read_ahead(lambda i: self._read(i, frames[i]), _of_one_size(frames, self.batch_size)):
-                images.sort(key=lambda image: image.pixels.shape)
-                running = [self._started(list(group)) for _, group in groupby(images, lambda i: i.pixels.shape)]
-                yield from self._finished(before)
-                before = running
-                if self.device.type == "cpu":  # where nothing goes on by itself
-                    yield from self._finished(before)
-                    before = []
-        except UserError:
-            yield from self._finished(before)
-            raise
-        yield from self._finished(before)
 
-    def _read(self, place: int, frame: Frame) -> _Image:
-        """Read an image, and resize it to whole patches."""
-        image = load_rgb(frame.path)
-        scale = self.config.load_size / min(image.size)
-        width, height = (max(1, round(side * scale / self.patch)) * self.patch for side in image.size)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        return _Image(place, np.array(image))
+        def read(place: int) -> ReadImage:
+            return self._read(place, frames[place])
+
+        return run_ahead(frames, self.batch_size, self.device, read, self._started, self._finished)
+
+    def _read(self, place: int, frame: Frame) -> ReadImage:
+        return read_resized(place, frame, self.config.load_size, self.patch)
 
     @torch.no_grad()
-    def _started(self, images: list[_Image]) -> _Running:
+    def _started(self, images: list[ReadImage]) -> _Running:
         """Run the model on images of one size."""
         pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
-        tokens = self._run(self._normalised(to_device(pixels, self.device)))
+        shown = normalised(to_device(pixels, self.device), self._mean, self._std).to(self.dtype)
         height, width = pixels.shape[1:3]
-        return _Running([image.place for image in images], HostCopy(tokens), (height, width))
+        return _Running([image.place for image in images], HostCopy(self._run(shown)), (height, width))
 
-    def _finished(self, running: Sequence[_Running]) -> Iterator[tuple[int, FeatureGrid]]:
+    def _finished(self, running: _Running) -> Iterator[tuple[int, FeatureGrid]]:
         """Yield the grids of images that were given to the model, once it is done with them."""
-        for places, tokens, size in running:
-            rows, cols = ((side - self.patch) // self.stride + 1 for side in size)
-            (height, width), centre = size, self.patch / 2
-            origin, step = (centre / height, centre / width), (self.stride / height, self.stride / width)
-            for place, own in zip(places, tokens.wait().float(), strict=True):
-                yield place, FeatureGrid(own[-rows * cols :].view(rows, cols, -1), origin, step)
-
-    def _normalised(self, images: UInt8[Tensor, "images height width 3"]) -> Float[Tensor, "images 3 height width"]:
-        return ((images.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).to(self.dtype)
+        rows, cols = ((side - self.patch) // self.stride + 1 for side in running.size)
+        (height, width), centre = running.size, self.patch / 2
+        origin, step = (centre / height, centre / width), (self.stride / height, self.stride / width)
+        for place, own in zip(running.places, running.tokens.wait().float(), strict=True):
+            yield place, FeatureGrid(own[-rows * cols :].view(rows, cols, -1), origin, step)
 
     def _run(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images tokens dim"]:
         takes_flag = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
@@ -232,31 +211,6 @@ class DinoExtractor:
                 f"overlapping patches (stride {stride}) are not possible with {self.config.model}, whose position "
                 f"embedding cannot be interpolated: give --stride {patch}"
             )
-
-
-def _precision(given: str, device: torch.device) -> torch.dtype:
-    if given == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[given]
-
-
-def _batch_size(given: int | None, device: torch.device) -> int:
-    if given is not None and given < 1:
-        raise UserError(f"batch size {given} given, expected 1 image or more: give --batch-size 1")
-    return given or (1 if device.type == "cpu" else GPU_BATCH)
-
-
-def _of_one_size(frames: Sequence[Frame], most: int) -> list[list[int]]:
-    """Places of frames, at most so many in a list, and those in a list of one size; files may be larger."""
-
-    def size(i: int) -> tuple[int, int]:
-        return frames[i].size
-
-    found = []
-    for _, group in groupby(sorted(range(len(frames)), key=size), size):
-        places = list(group)
-        found += [places[start : start + most] for start in range(0, len(places), most)]
-    return found
 
 
 def _stride(given: int | None, patch: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of, pool_cells
+from jacobinerf_ns.features.words import checked
 from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
 
@@ -91,6 +92,24 @@ class OracleExtractor:
             pixels = pixels + self._vectors(_INSTANCE, maps[1])
         clean = pool_cells(pixels, self.config.patch_size)
         return covering_grid(clean + self._noise(clean, digest_of_file(frame.path)))
+
+    def text_model(self) -> str:
+        """Return what the vectors of names are."""
+        return "oracle by name"
+
+    def known_words(self) -> None:
+        """Return None: each name has a vector, whether a label map uses it or not."""
+
+    def encode(self, words: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Return the vectors of class names, as a perfect text model would that knows nothing of likeness of meaning.
+
+        Raises:
+            UserError: classes have no names, or a text is none.
+        """
+        if not self.config.by_name:
+            raise UserError("the oracle teacher knows words only by name: give oracle --by-name")
+        numbers = torch.arange(1, len(words) + 1)[None]
+        return self._vectors(_CLASS, numbers, {i + 1: checked(text) for i, text in enumerate(words)})[0]
 
     def _label_paths(self, frame: Frame) -> list[Path]:
         paths = [frame.semantics, frame.instances] if self.config.per_instance else [frame.semantics]

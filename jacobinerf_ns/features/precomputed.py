@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of
+from jacobinerf_ns.features.text_table import look_up, read_texts
 from jacobinerf_ns.files.outside import MAX_ARRAY_VALUES, check_regular, read_array
 
 SUFFIXES = (".npy", ".safetensors")
@@ -26,6 +28,9 @@ class PrecomputedConfig:
     """Folder with one .npy or .safetensors file per image, named like the image (0001.png: 0001.npy)."""
     layout: Literal["rows-cols-dim", "dim-rows-cols"] = "rows-cols-dim"
     """Order of the axes of the arrays. Their cells are taken to tile the whole image evenly."""
+    texts: Path | None = None
+    """Text embeddings that go with the features (LSeg): a .npy of one row per name, with the names in a .txt beside it,
+    one a line, or in a .json list. None: nothing can be asked for in words."""
 
     def setup(self, device: torch.device | str = "cpu") -> "PrecomputedExtractor":
         """Return the extractor; it works on the CPU whatever the device."""
@@ -41,7 +46,7 @@ class PrecomputedExtractor:
 
     def fingerprint(self) -> str:
         """Return the hash of the layout. The arrays' bytes are part of each frame's key, so the folder may be moved."""
-        return fingerprint_of("precomputed", self.config, ignore=["folder"])
+        return fingerprint_of("precomputed", self.config, ignore=["folder", "texts"])
 
     def check(self, frames: Sequence[Frame]) -> None:
         """Check that every image has a file of its own in the folder.
@@ -81,6 +86,31 @@ class PrecomputedExtractor:
         if self.config.layout == "dim-rows-cols":
             values = values.permute(1, 2, 0)
         return covering_grid(values)
+
+    def text_model(self) -> str:
+        """Return the file of the text embeddings."""
+        return str(self.config.texts)
+
+    def known_words(self) -> tuple[str, ...]:
+        """Return the names that there are embeddings of."""
+        return tuple(self._texts)
+
+    def encode(self, words: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Return the unit vectors of names; case and outer blanks do not count.
+
+        Raises:
+            UserError: there are no text embeddings, or a name has none.
+        """
+        return look_up(self._texts, words)
+
+    @cached_property
+    def _texts(self) -> dict[str, Tensor]:
+        if self.config.texts is None:
+            raise UserError(
+                "the precomputed features come without text embeddings: give precomputed --texts FILE.npy, whose names "
+                "lie beside it in FILE.txt"
+            )
+        return read_texts(self.config.texts.expanduser().absolute())
 
     def _find(self, frame: Frame) -> Path | None:
         candidates = [self.folder / f"{frame.path.stem}{suffix}" for suffix in SUFFIXES]

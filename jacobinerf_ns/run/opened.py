@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +21,13 @@ from jacobinerf_ns.compat.checkpoints import latest_checkpoint
 from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.compat.opening import load_checkpoint
 from jacobinerf_ns.errors import UserError, caught_outside, reason
+from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.labels.keeper import LabelMaker
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.run.config_file import read_config
 from jacobinerf_ns.run.labelled_views import Labels
 from jacobinerf_ns.run.photos import Photo, Split, list_photos
+from jacobinerf_ns.run.words import Answer, find_words
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
@@ -56,7 +58,22 @@ class Run:
         """
         photos, found = self.photos("train"), read_annotations(self.annotations_file)
         sizes = tuple((width, height) for height, width in (photo.size for photo in photos))
-        return Notes(found, self.annotations_file, found, tuple(photo.path for photo in photos), sizes)
+        paths = tuple(photo.path for photo in photos)
+        return Notes(found, self.annotations_file, found, paths, sizes, ask=self.find)
+
+    def find(self, words: str, against: Sequence[str] = (), teacher: ExtractorConfig | None = None) -> Answer:
+        """Look for words in the training photos, and say how sure it is and at which places they stand.
+
+        Args:
+            words: what to look for, as in "a wooden chair".
+            against: words that these must fit better than; none are object, things, stuff and texture.
+            teacher: that knows words; None is the run's own.
+
+        Raises:
+            UserError: words that cannot be asked, or a teacher that knows none or cannot be had.
+        """
+        extractor = None if teacher is None else teacher.setup(device=self.pipeline.model.device)
+        return find_words(self.pipeline, self.photos("train"), words, against, extractor)
 
     def photos(self, split: Split = "all", full_resolution: bool = False) -> tuple[Photo, ...]:
         """List the photos of a split: their names, files, sizes and cameras (`list_photos`)."""

@@ -3,7 +3,7 @@
 A query is one vector in the teacher's space; a view answers with the cosine of its distilled features to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,9 +119,9 @@ class AnswerFiles(NamedTuple):
 
     photo: Photo
     heat_map: Path
-    """Cosine to the query as a Turbo heat map: blue 0 or less, red 1."""
+    """Cosine to the query, or relevancy of the text, as a Turbo heat map: blue 0 or less, red 1."""
     mask: Path
-    """White where the cosine reaches the threshold, else black."""
+    """White where it reaches the threshold, else black."""
 
 
 def plan_answers(photos: Sequence[Photo], folder: Path, overwrite: bool) -> list[AnswerFiles]:
@@ -144,20 +144,16 @@ def plan_answers(photos: Sequence[Photo], folder: Path, overwrite: bool) -> list
 
 
 def write_answers(
-    model: JacobiNeRFModel,
-    feature_field: FeatureField,
-    query: Float[Tensor, "features"],
-    planned: Sequence[AnswerFiles],
-    threshold: float,
+    look: Callable[[Cameras], Float[Tensor, "height width"]], planned: Sequence[AnswerFiles], threshold: float
 ) -> int:
-    """Render every photo's view and write its files; return the number of views with anything above the threshold.
+    """Write the files of every photo, by what `look` finds in its view; return how many reach the threshold anywhere.
 
     Raises:
         UserError: a folder that cannot be written to.
     """
     found = 0
     for files in track(planned, description="Answering"):
-        values = at_photo_size(view_similarity(model, feature_field, files.photo.camera, query), files.photo.size)
+        values = at_photo_size(look(files.photo.camera), files.photo.size)
         mask = (values >= threshold).to(torch.uint8) * 255
         found += bool(mask.any())
         picture = (heat_map(values) * 255).round().to(torch.uint8)

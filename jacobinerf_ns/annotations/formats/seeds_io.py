@@ -18,7 +18,18 @@ from jacobinerf_ns.annotations.formats.base import (
 from jacobinerf_ns.annotations.formats.png import write_index_png, write_legend
 from jacobinerf_ns.annotations.formats.registry import SeedFormatName, load_format
 from jacobinerf_ns.annotations.formats.sources import open_source
-from jacobinerf_ns.annotations.schema import MAX_ID, Annotations, Box, Click, InImage, Label, Mask, Scribble, Seed
+from jacobinerf_ns.annotations.schema import (
+    MAX_ID,
+    Annotations,
+    Box,
+    Click,
+    InImage,
+    Label,
+    Mask,
+    Scribble,
+    Seed,
+    drawn,
+)
 from jacobinerf_ns.annotations.store import MASK_FOLDER
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.digests import digest
@@ -97,7 +108,7 @@ def export_seeds(
         UserError: nothing to write, or a file exists or cannot be written.
     """
     groups: dict[str, list[InImage]] = {}
-    for seed in annotations.seeds:
+    for seed in (part for given in annotations.seeds for part in drawn(given)):
         if isinstance(seed, InImage) and not seed.negative:
             groups.setdefault(seed.image, []).append(seed)
     if not groups:

@@ -113,7 +113,7 @@ def _settings(run: Run) -> str:
     extractor = run.pipeline.datamanager.config.extractor
     # Fields of earlier versions, which had no embeddings by name, stay usable.
     later = () if getattr(extractor, "by_name", False) else ("by_name",)
-    return fingerprint_of(type(extractor).__name__, extractor, ignore=later)
+    return fingerprint_of(type(extractor).__name__, extractor, ignore=(*later, "texts"))  # texts make no features
 
 
 def _digest(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.rasterise import rasterise, spread, to_camera
 from jacobinerf_ns.annotations.rays import rays_through, seed_rays
-from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed
+from jacobinerf_ns.annotations.schema import Annotations, InImage, Seed, drawn
 from jacobinerf_ns.core.matching import UNLABELLED
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import fingerprint_of
@@ -162,7 +162,7 @@ class Side:
             UserError: an image or mask cannot be found.
         """
         positions = {label.id: position for position, label in enumerate(annotations.labels)}
-        seeds = [seed for seed in annotations.seeds if not seed.negative]
+        seeds = [part for seed in annotations.seeds if not seed.negative for part in drawn(seed)]
         parts = [
             self._in_image(seed, folder)
             if isinstance(seed, InImage)
