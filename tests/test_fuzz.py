@@ -26,7 +26,7 @@ from tiny import tiny_capture
 
 from jacobinerf_ns.annotations.formats.seeds_io import import_seeds
 from jacobinerf_ns.annotations.rasterise import rasterise
-from jacobinerf_ns.annotations.schema import Annotations, InImage, Mask
+from jacobinerf_ns.annotations.schema import VERSION, Annotations, InImage, Mask
 from jacobinerf_ns.annotations.store import foreign_mask, read_annotations, write_annotations
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.errors import UserError, visible
@@ -145,7 +145,7 @@ def _png(array: np.ndarray, **options: Any) -> bytes:
 
 CELLS = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
 IN_IMAGE = {"label": 1, "image": PHOTO, "width": WIDTH, "height": HEIGHT}
-ANNOTATIONS = [
+ANNOTATIONS: list[Any] = [
     {
         "version": 1,
         "labels": [{"id": 1, "name": "chair", "colour": [1, 2, 3]}, {"id": 7, "name": "lamp", "colour": [9, 9, 9]}],
@@ -160,6 +160,8 @@ ANNOTATIONS = [
         "view": {"selected": 1, "opacity": 0.5, "propagation": {"threshold": 0.6, "smooth": 0.1}},
     }
 ]
+NEWEST = {"version": VERSION, "labels": [{"id": 1, "name": "chair", "colour": [1, 2, 3], "grow": -2}]}
+ANNOTATIONS.append({**ANNOTATIONS[0], **NEWEST, "seeds": ANNOTATIONS[0]["seeds"][:4]})
 IMAGE = {"id": 1, "file_name": PHOTO, "width": WIDTH, "height": HEIGHT}
 OF_IMAGE = {"image_id": 1, "category_id": 1}
 COCO = [
