@@ -82,6 +82,8 @@ def two_config(capture: Path, folder: Path, steps: int) -> JacobiNeRFTrainerConf
     config = tiny_config(capture, folder, steps)
     config.pipeline.model.camera_optimizer = CameraOptimizerConfig(mode="SO3xR3")
     config.pipeline.model.use_appearance_embedding = True
+    # Random backgrounds are drawn anew by each process: their losses differ, as those of other rays do.
+    config.pipeline.model.background_color = "last_sample"
     return config
 
 
