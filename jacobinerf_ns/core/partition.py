@@ -2,6 +2,11 @@
 
 `agreement` finds the surfaces, `surfaces` what lies between neighbouring points, `segments` the tree; here they meet.
 Letters are theirs.
+
+One segmentation hangs on its settings: with one grain a fox's head falls apart, with another it is one with the wall.
+So several are made, by grains of the grid and weights of looks, and all of them are kept: how many put two points into
+one segment says how much they belong together (evidence accumulation; Fred and Jain, PAMI 2005). A leaf is what none
+of them divides.
 """
 
 from collections.abc import Sequence
@@ -14,7 +19,16 @@ from scipy.ndimage import distance_transform_edt
 
 from jacobinerf_ns.core.agreement import SeenView, agreed
 from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
-from jacobinerf_ns.core.surfaces import FAR_REACH, REACH, footprint, fuse, image_normals, nearest, neighbours
+from jacobinerf_ns.core.surfaces import (
+    FAR_REACH,
+    REACH,
+    Cloud,
+    footprint,
+    fuse,
+    image_normals,
+    nearest,
+    neighbours,
+)
 
 UNKNOWN = -1
 """Leaf of a pixel in a view of which nothing is known."""
@@ -28,14 +42,15 @@ OWN_CELLS = 3.0
 class PartitionConfig:
     """How surfaces are taken apart. No length is absolute."""
 
-    cell: float = 2.2
-    """Side of the cells that hold one point each, in footprints of a pixel at the median distance."""
+    cells: tuple[float, ...] = (2.2, 3.3, 5.0)
+    """Sides of the cells that hold one point each, in footprints of a pixel at the median distance; the first is the
+    finest."""
     agreeing: int = 3
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
-    look_weight: float = 2.0
-    """Cost of looking entirely different, for segments that merge."""
+    look_weights: tuple[float, ...] = (0.3, 1.0, 2.0)
+    """Costs of looking entirely different, for segments that merge."""
     small_scale: float = 0.6
     """k of the small segments: larger, larger."""
     least: int = 8
@@ -53,7 +68,7 @@ class Partition(NamedTuple):
     leaves: Int[np.ndarray, "points"]
     """Small segment of each point, numbered from 0."""
     levels: Int[np.ndarray, "levels segments"]
-    """Segment of each leaf at each level, numbered from 0."""
+    """Segment of each leaf in each segmentation, numbered from 0: by grain, then from parts to wholes."""
     cell: float
     """Side of the cells that the points are of, in the unit of the scene."""
 
@@ -75,19 +90,46 @@ def partition(
     if sum(int(view.known.sum()) for view in corrected) < config.least:
         raise ValueError("the views agree on no surface")
     footprints = [footprint(view.directions, view.distances)[view.known] for view in corrected]
-    cell = config.cell * float(np.median(np.concatenate(footprints)))
-    normals = [image_normals(view.points, view.origin)[view.known] for view in corrected]
+    unit = float(np.median(np.concatenate(footprints)))
+    normals = np.concatenate([image_normals(view.points, view.origin)[view.known] for view in corrected])
     points = np.concatenate([view.points[view.known] for view in corrected])
     colours = np.concatenate([view.colours[view.known] for view in corrected])
-    cloud = fuse(points, np.concatenate(normals), colours, cell)
+    clouds = [fuse(points, normals, colours, side * unit) for side in config.cells]
+    fine = clouds[0].points
+    leaves, rows = [], []
+    for cloud in clouds:
+        own, cuts = _segmentations(cloud, config)
+        leaves.append(own[nearest(cloud.points, fine, np.inf)])
+        rows.append(cuts)
+    found = _combined(fine, leaves, rows, clouds[0].cell)
+    return found, [leaves_of(view, found) for view in corrected]
+
+
+def _segmentations(
+    cloud: Cloud, config: PartitionConfig
+) -> tuple[Int[np.ndarray, "points"], Int[np.ndarray, "levels segments"]]:
+    """Return the small segment of each point, and the segment of these at each height, for each weight of looks."""
     near = neighbours(cloud, REACH)
     cost = near.bend + config.colour_weight * near.contrast
     leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)
     far = neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE)
-    tree = merge_tree(leaves, far.first, far.second, far.bend, cloud.looks, config.look_weight, config.full)
-    levels = np.stack([cut(tree, height) for height in config.levels])
-    found = Partition(cloud.points.astype(np.float32), leaves, levels, cell)
-    return found, [leaves_of(view, found) for view in corrected]
+    trees = [
+        merge_tree(leaves, far.first, far.second, far.bend, cloud.looks, weight, config.full)
+        for weight in config.look_weights
+    ]
+    return leaves, np.stack([cut(tree, height) for height in config.levels for tree in trees])
+
+
+def _combined(
+    points: Float[np.ndarray, "points 3"],
+    leaves: Sequence[Int[np.ndarray, "points"]],
+    rows: Sequence[Int[np.ndarray, "levels segments"]],
+    cell: float,
+) -> Partition:
+    """Return segmentations of several grains as one: a leaf for each combination of small segments that occurs."""
+    kept, own = np.unique(np.stack(leaves, axis=1), axis=0, return_inverse=True)
+    levels = np.stack([row[kept[:, grain]] for grain, cuts in enumerate(rows) for row in cuts])
+    return Partition(points.astype(np.float32), own.reshape(-1), levels, cell)
 
 
 def leaves_of(view: SeenView, found: Partition) -> Int[np.ndarray, "height width"]:

@@ -3,11 +3,11 @@
 It looks at a field that has learnt the scene: at the depth of its training views. So it runs once, when shaping begins,
 and what it found is kept in the run's checkpoints.
 
-A pixel's feature tells which segment it is in at each level, from parts to wholes, and how that looks:
-    f = [√w e_1, …, √w e_L, √(1 − L·w) h]
-with a random unit vector e_l for each segment of level l, and the unit mean h of handcrafted features over the segment
-of the middle level. The cosine of two pixels falls in steps: 1 within a part, a step less for each level at which they
-lie in different segments, down to the likeness of their looks.
+A pixel's feature tells which segments it is in, in many segmentations from parts to wholes, and how it looks:
+    f = [√(1 − s) e, √s h],   e ∝ e_1 + … + e_L
+with a random unit vector e_l for each segment of segmentation l, and the unit mean h of handcrafted features over a
+segment of middle size. Random vectors are nearly at right angles: the cosine of e for two pixels is the share of
+segmentations that have them in one segment, 1 within a part, less from part to whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 1  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 2  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
@@ -52,8 +52,8 @@ class SurfacesConfig(PartitionConfig):
     rays: int = 1_000_000
     """Rays of all training views together, at most: of many views each is looked at more coarsely. A million take
     about as long as training on a third of as many."""
-    dimensions: int = 48
-    """Dimensions of the random vectors of each level."""
+    dimensions: int = 192
+    """Dimensions of the random vectors of segments: cosines are right to about one over their root."""
     look_share: float = 0.3
     """Share (0..1) of how segments look in the cosine of two pixels; the rest is which segments they are in."""
     seed: int = 0
@@ -87,13 +87,15 @@ class SurfacesConfig(PartitionConfig):
             self.side < LEAST_SIDE
             or self.rays < 1
             or self.dimensions < 1
-            or self.cell <= 0
+            or not self.cells
+            or min(self.cells) <= 0
+            or not self.look_weights
             or not 0 <= self.look_share <= 1
         ):
             raise UserError(
-                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cell {self.cell:g} "
-                f"and look share {self.look_share:g} given, expected at least {LEAST_SIDE} pixels, a ray, a dimension, "
-                "a cell above 0, a share of 0 to 1"
+                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cells {self.cells}, look "
+                f"weights {self.look_weights} and look share {self.look_share:g} given, expected at least {LEAST_SIDE} "
+                "pixels, a ray, a dimension, cells above 0, a weight, a share of 0 to 1"
             )
 
 
@@ -211,14 +213,14 @@ def pooled(
 def feature_table(surfaces: Surfaces, config: SurfacesConfig) -> Float[Tensor, "segments dim"]:
     """Return the feature of each leaf, a unit vector."""
     levels = surfaces.levels.cpu().long()
-    share = (1 - config.look_share) / len(levels)
-    parts = []
+    together = torch.zeros(levels.shape[1], config.dimensions)
     for level, segment in enumerate(levels):
         rng = np.random.default_rng([config.seed, level])
         vectors = torch.from_numpy(rng.normal(size=(int(segment.max()) + 1, config.dimensions)))
-        parts.append(share**0.5 * F.normalize(vectors.float(), dim=-1)[segment])
+        together += F.normalize(vectors.float(), dim=-1)[segment]
     look = F.normalize(_over(levels[len(levels) // 2], surfaces.looks.cpu(), _sizes(surfaces)), dim=-1)
-    return torch.cat([*parts, config.look_share**0.5 * look], dim=-1)
+    together = (1 - config.look_share) ** 0.5 * F.normalize(together, dim=-1)
+    return torch.cat([together, config.look_share**0.5 * look], dim=-1)
 
 
 def pooled_table(surfaces: Surfaces, teacher: PixelFeatures) -> Float[Tensor, "segments dim"]:
