@@ -170,12 +170,13 @@ class Lenient(SurfacesConfig):
 
     agreeing: int = 1
     least: int = 2
-    cell: float = 1.0
+    cells: tuple[float, ...] = (1.0, 1.5)
 
 
 def surfaces_config(data: Path, output_dir: Path, steps: int = 8):
     config = tiny_config(data, output_dir, steps)
-    config.pipeline.datamanager.extractor = Lenient()
+    # By its own name, which config.yml may hold.
+    config.pipeline.datamanager.extractor = SurfacesConfig(**vars(Lenient()))
     return config
 
 
