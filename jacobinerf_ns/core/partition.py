@@ -4,7 +4,7 @@
 Letters are theirs.
 
 One segmentation hangs on its settings: with one grain a fox's head falls apart, with another it is one with the wall.
-So several are made, by grains of the grid and weights of looks, and all of them are kept: how many put two points into
+Several can be made, by grains of the grid and weights of looks, and all of them are kept: how many put two points into
 one segment says how much they belong together (evidence accumulation; Fred and Jain, PAMI 2005). A leaf is what none
 of them divides.
 """
@@ -42,15 +42,15 @@ OWN_CELLS = 3.0
 class PartitionConfig:
     """How surfaces are taken apart. No length is absolute."""
 
-    cells: tuple[float, ...] = (2.2, 3.3, 5.0)
-    """Sides of the cells that hold one point each, in footprints of a pixel at the median distance; the first is the
-    finest."""
+    cells: tuple[float, ...] = (2.2,)
+    """Sides of the cells that hold one point each, in footprints of a pixel at the median distance, from fine to coarse;
+    a scene is taken apart once for each."""
     agreeing: int = 3
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
-    look_weights: tuple[float, ...] = (0.3, 1.0, 2.0)
-    """Costs of looking entirely different, for segments that merge."""
+    look_weights: tuple[float, ...] = (2.0,)
+    """Costs of looking entirely different, for segments that merge; a scene is taken apart once for each."""
     small_scale: float = 0.6
     """k of the small segments: larger, larger."""
     least: int = 8
