@@ -43,8 +43,8 @@ class PartitionConfig:
     """How surfaces are taken apart. No length is absolute."""
 
     cells: tuple[float, ...] = (2.2,)
-    """Sides of the cells that hold one point each, in footprints of a pixel at the median distance, from fine to coarse;
-    a scene is taken apart once for each."""
+    """Sides of the cells that hold one point each, in footprints of a pixel at the median distance, from fine to
+    coarse; a scene is taken apart once for each."""
     agreeing: int = 3
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
     colour_weight: float = 0.5
