@@ -1,7 +1,7 @@
-"""Draws what one click gets, in photos that nobody clicked in (the README's first picture), and scores drawn masks.
+"""Draws what one click gets, in photos that nobody clicked in, and scores drawn masks.
 
     python benchmarks/object_picture.py --run RUN/config.yml --image 0018.jpg --xy 540 560 \
-        --others 0007.jpg 0026.jpg --truth tests/data/fox_masks --output docs/images/fox_click.png
+        --others 0007.jpg 0026.jpg --truth tests/data/fox_masks --output fox_click.png
 
 The pixel is one of the original photo, column first. A row per photo: what is selected, recoloured, and cut out.
 """
