@@ -353,12 +353,11 @@ class Tab:
     def _reach(self, label: str, folder: str | None = None) -> dict[str, Any]:
         """The element of a label; the folder that it lies in is opened, if it is closed."""
         element = self.gui(label, folder)
-        title, place = (
-            self.heard.folder(element),
-            f"[id='{element['id']}']:visible, label[for='{element['id']}']:visible",
-        )
-        if title is not None and element["visible"] and not self.page.locator(place).count():
-            self.page.get_by_text(title, exact=True).first.click()
+        around = self.heard.elements.get(element["container_id"], {})
+        place = f"[id='{element['id']}']:visible, label[for='{element['id']}']:visible"
+        # What is not there in an open folder comes in a moment; a press on the title would close that.
+        if not around.get("expand_by_default", True) and not self.page.locator(place).count():
+            self.page.get_by_text(around["label"], exact=True).first.click()
             self.page.locator(place).first.wait_for()
         return element
 
