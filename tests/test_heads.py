@@ -60,11 +60,12 @@ def test_rendered_features_are_the_weighted_sum_of_the_samples_features(pipeline
     positions = unit_positions(pipeline.model.field, traced.trace.ray_samples)
     samples = field.scale * field.output(field._hidden(positions))
     assert samples.shape == (7, 6, 5)
-    weights = effective_weights(traced.weights, traced.background)
-    assert traced.background == "last_sample"
-    assert torch.allclose(field.rendered(traced), weighted_sum(weights, samples), atol=1e-5)
-    black = traced._replace(background="black")
-    assert torch.allclose(field.rendered(black), weighted_sum(traced.weights, samples), atol=1e-5)
+    closed = traced._replace(background="last_sample")
+    weights = effective_weights(traced.weights, "last_sample")
+    assert torch.allclose(field.rendered(closed), weighted_sum(weights, samples), atol=1e-5)
+    for background in ("black", "random"):
+        light = traced._replace(background=background)
+        assert torch.allclose(field.rendered(light), weighted_sum(traced.weights, samples), atol=1e-5)
 
 
 def test_rendered_logits_are_the_weighted_sum_of_the_samples_logits(pipeline, traced):

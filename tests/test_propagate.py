@@ -369,10 +369,10 @@ def test_foreign_files_are_left_alone(config_path: Path, tmp_path: Path):
 def test_a_capture_is_never_written_into(config_path: Path, tmp_path: Path):
     capture = config_path.parents[4] / "capture"
     before = {name: (capture / name).read_bytes() for name in visible(capture)}
-    for folder, words in ((capture, "is a capture"), (capture / "images", "file of the capture")):
+    for folder, words in ((capture, "is a capture"), (capture / "images", "is a folder of the capture")):
         with pytest.raises(UserError, match=rf"{words}.*choose another --output-dir"):
             propagate(config_path, folder, PropagateSettings(overwrite=True))
-    with pytest.raises(UserError, match="file of the capture"):
+    with pytest.raises(UserError, match="of the capture"):
         propagate(config_path, capture / "semantics", PropagateSettings(overwrite=True))
     assert {name: (capture / name).read_bytes() for name in visible(capture)} == before
 
