@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Bool
-from nerfstudio.cameras.cameras import Cameras
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from jacobinerf_ns.annotations import changes
-from jacobinerf_ns.annotations.schema import Annotations, Edit
+from jacobinerf_ns.annotations.schema import Edit
+from jacobinerf_ns.demo.contact_sheet import render_with
 from jacobinerf_ns.errors import one_line_exit
 from jacobinerf_ns.features.base import load_rgb
 from jacobinerf_ns.files.names import find_image
@@ -69,12 +69,12 @@ class ObjectPicture:
             tile = Tile(torch.from_numpy(np.array(small)) / 255.0, f"one click, in {self.image}", mark)
             rows = [[tile]]
             for name in self.others:
-                camera = self._photo(run, name).camera
-                shown = rendered(run, camera, notes)
+                camera = self._photo(run, name).camera.to(run.pipeline.device)
+                shown = render_with(run.pipeline, camera, plain)
                 row = [Tile(shown["selection_overlay"], f"selected, in {name}")]
                 for edit in edits:
-                    edited = rendered(run, camera, changes.add_edit(notes, edit))["edited"]
-                    row.append(Tile(edited, edit.kind))
+                    snapshot = run.fit(changes.add_edit(notes, edit)).snapshot
+                    row.append(Tile(render_with(run.pipeline, camera, snapshot)["edited"], edit.kind))
                 rows.append(row)
                 if self.truth is not None:
                     score(name, shown["selection"][..., 0].bool(), self.truth / f"{Path(name).stem}.png")
@@ -84,17 +84,6 @@ class ObjectPicture:
     def _photo(self, run: Run, name: str) -> Photo:
         photos = run.photos("all")
         return photos[find_image(name, [photo.path for photo in photos], "photos")]
-
-
-@torch.no_grad()
-def rendered(run: Run, camera: Cameras, annotations: Annotations) -> dict[str, Tensor]:
-    """All outputs of a view with the labels of annotations."""
-    model, snapshot = run.pipeline.model, run.fit(annotations).snapshot
-    before, model.label_source = model.label_source, lambda: snapshot
-    try:
-        return model.get_outputs_for_camera(camera.to(model.device))
-    finally:
-        model.label_source = before
 
 
 def print_levels(levels: tuple[float, ...], used: float) -> None:

@@ -51,20 +51,19 @@ def write_contact_sheet(path: Path, run: Run, notes: Notes, cases: Sequence[Case
         other = max(range(len(held_out)), key=lambda view: int((held_out[view] == case.value).sum()))
         camera = _camera(pipeline, other)
         alone = replace(notes, annotations=_only(notes, case.name))
-        shown = _rendered(pipeline, camera, run.fit(alone).snapshot)
         with pipeline.model.answering_by("trunk"):
-            before = _rendered(pipeline, camera, pipeline.label_maker().snapshot_of(alone.annotations, run.folder))
+            before = render_with(pipeline, camera, pipeline.label_maker().snapshot_of(alone.annotations, run.folder))
         done, edit = EDITS[case.name]
         label = alone.annotations.labels[0].id
         edited = changes.add_edit(alone.annotations, edit.model_copy(update={"label": label}))
-        changed = _rendered(pipeline, camera, run.fit(edited).snapshot)
+        shown = render_with(pipeline, camera, run.fit(edited).snapshot)
         photo = pipeline.datamanager.train_dataset[case.view]["image"][..., :3]
         rows.append(
             [
                 Tile(photo, f"one click: {case.name}", case.pixel),
                 Tile(shown["selection_overlay"], "a view that nobody clicked in"),
                 Tile(before["selection_overlay"], "the same click, unshaped"),
-                Tile(changed["edited"], done),
+                Tile(shown["edited"], done),
             ]
         )
     write_sheet(path, rows)
@@ -85,9 +84,10 @@ def _camera(pipeline: JacobiNeRFPipeline, view: int) -> Cameras:
 
 
 @torch.no_grad()
-def _rendered(
+def render_with(
     pipeline: JacobiNeRFPipeline, camera: Cameras, snapshot: LabelSnapshot | None
 ) -> dict[str, Float[Tensor, "height width channels"]]:
+    """Return all outputs of a view with these labels; what the pipeline shows stays as it is."""
     model = pipeline.model
     before, model.label_source = model.label_source, lambda: snapshot
     try:
