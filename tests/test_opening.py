@@ -205,6 +205,17 @@ CODE = {
 }
 
 
+def test_a_cut_config_is_found_wherever_it_was_cut(run: Path) -> None:
+    place = run / "config.yml"
+    whole = place.read_text()
+    ends = [end for end, letter in enumerate(whole) if letter == "\n"]
+    assert len(ends) > 100
+    for end in (*ends[:-1], *range(ends[-2] + 1, ends[-1])):
+        place.write_text(whole[: end + 1] if end in ends else whole[:end])
+        with pytest.raises(UserError, match=r"config\.yml"):
+            read_config(place)
+
+
 @pytest.mark.parametrize("case", [*BAD_CONFIGS, *CODE])
 def test_configs(run: Path, refused: Callable[..., str], case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from nerfstudio.engine.trainer import TrainerConfig
 
 from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.files.outside import check_regular, shortened
@@ -27,6 +28,7 @@ _PACKAGES = ("nerfstudio", "jacobinerf_ns", "torch.optim")
 _FUNCTIONS = ("nerfstudio.data.utils.nerfstudio_collate.nerfstudio_collate",)
 """Functions that configs name; all else that they name are classes."""
 _PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+_CHOICES = ("Literal[", "typing.Literal[")
 _TAG = "tag:yaml.org,2002:python/"
 
 
@@ -53,6 +55,7 @@ def read_config(path: Path) -> Any:
         raise UserError(f"{path} is not a config.yml that training wrote ({reason(error)}): {advice}") from error
     if not is_dataclass(config) or isinstance(config, type) or not hasattr(config, "pipeline"):
         raise UserError(f"{path} is not a config.yml that training wrote: {advice}")
+    _check_whole(config, path)
     _check_types(config, path, "")
     return config
 
@@ -116,6 +119,16 @@ def _named(name: str) -> Any:
     return found
 
 
+def _check_whole(config: Any, path: Path) -> None:
+    """Find out whether a config was cut where what is left of it is still YAML.
+
+    Only nerfstudio's own entries must be there, which are the same in every run; ours have grown with time.
+    """
+    gone = [entry.name for entry in fields(TrainerConfig) if entry.name not in vars(config)]
+    if isinstance(config, TrainerConfig) and gone:
+        raise UserError(f"{path} was cut: it lacks {', '.join(gone[:3])}: give a config.yml as training wrote it")
+
+
 def _check_types(config: Any, path: Path, where: str) -> None:
     """Check every value of a config against its default, and the configs inside of it."""
     for entry in fields(config):
@@ -124,9 +137,9 @@ def _check_types(config: Any, path: Path, where: str) -> None:
         value, place = vars(config)[entry.name], f"{where}{entry.name}"
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         if not _alike(value, default, str(entry.type)):
+            expected = _kind(default, str(entry.type))
             raise UserError(
-                f"{path}: {place} is {shortened(value)}, expected {_kind(default)}: give a config.yml as training "
-                "wrote it"
+                f"{path}: {place} is {shortened(value)}, expected {expected}: give a config.yml as training wrote it"
             )
         if is_dataclass(value) and not isinstance(value, type):
             _check_types(value, path, f"{place}.")
@@ -146,13 +159,17 @@ def _alike(value: Any, default: Any, annotation: str) -> bool:
     if isinstance(default, int | float):
         return isinstance(value, int | float) or "str" in annotation or "Literal" in annotation
     if isinstance(default, str):
+        if annotation.startswith(_CHOICES):
+            return repr(value) in annotation.replace('"', "'")
         return isinstance(value, str) or "int" in annotation or "float" in annotation
     if isinstance(default, list | tuple):
         return isinstance(value, list | tuple)
     return not isinstance(default, Path | dict) or isinstance(value, Path if isinstance(default, Path) else dict)
 
 
-def _kind(default: Any) -> str:
+def _kind(default: Any, annotation: str) -> str:
+    if annotation.startswith(_CHOICES):
+        return f"one of {annotation[annotation.index('[') + 1 : -1]}"
     if isinstance(default, type) or callable(default):
         return "a class"
     return f"a {type(default).__name__}"
