@@ -159,7 +159,7 @@ def test_edits_settings_and_taking_back(tmp_path: Path, capsys):
     found = annotate(None, *file, "--void-below", "0.125")
     settings = found.view.propagation
     assert (settings.threshold, settings.space, settings.void_below) == (0.25, "3d", 0.125)
-    assert "threshold 0.25, space 3d, void below 0.125" in capsys.readouterr().out
+    assert "threshold 0.25, what hangs together, space 3d, void below 0.125" in capsys.readouterr().out
     found = annotate(None, *file, "--threshold", "own", "--strictness", "-0.25")
     assert (found.view.propagation.threshold, found.view.propagation.strictness) == ("own", -0.25)
     assert "threshold own moved by -0.25, space 3d" in capsys.readouterr().out

@@ -39,7 +39,7 @@ class FileAndFact:
 def test_fingerprints_of_teachers():
     handcrafted = "e5d5c7cbae67c2c3c21218497a04c4bafa86ea59d318324d7fb9ab1a5318295b"
     assert HandcraftedConfig().setup().fingerprint() == handcrafted
-    oracle = "3b941b6a7961cca337e44480c600af6ba32b3e424a7b1a382fa3869bcf1ac0d8"
+    oracle = "f907c56164e40b34ae0a5d0882875aa9d0f1edf1e3cefba7af8c016c1c678db3"
     assert OracleConfig().setup().fingerprint() == oracle
 
 

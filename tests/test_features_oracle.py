@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
@@ -68,6 +68,11 @@ def test_noise_is_fixed_per_image_and_seed_wherever_the_image_lies(frame: Frame,
     moved = tmp_path / "elsewhere.png"
     moved.write_bytes(frame.path.read_bytes())
     assert torch.equal(first, OracleConfig().setup().extract(replace(frame, path=moved, index=5)).values)
+    note = PngImagePlugin.PngInfo()
+    note.add_text("made", "at another time")
+    with Image.open(frame.path) as image:
+        image.save(moved, pnginfo=note)
+    assert torch.equal(first, OracleConfig().setup().extract(replace(frame, path=moved)).values)
     Image.new("RGB", (24, 16)).save(tmp_path / "black.png")
     assert not torch.allclose(first, OracleConfig().setup().extract(replace(frame, path=tmp_path / "black.png")).values)
     assert not torch.allclose(first, OracleConfig(seed=1).setup().extract(frame).values)

@@ -18,7 +18,7 @@ from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, Prototypes
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import POOL_RAYS
-from jacobinerf_ns.labels.responses import prototype_responses, responses
+from jacobinerf_ns.labels.responses import answers, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import rays_around
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import trace_all
@@ -445,7 +445,7 @@ def test_every_label_has_its_own_levels_and_a_size_among_them(pipeline):
     snapshot = show(pipeline, two_clicks(pipeline))
     rays = pipeline.random_training_rays(POOL_RAYS)
     with torch.no_grad():
-        scene = trace_all(pipeline.model, rays, lambda traced: responses(Piece(traced), snapshot))
+        scene = trace_all(pipeline.model, rays, lambda traced: answers(Piece(traced), snapshot).connected)
     for position, label in enumerate(snapshot.labels):
         found = find_plateaus(scene[:, position])
         assert snapshot.levels(position) == found
@@ -455,6 +455,21 @@ def test_every_label_has_its_own_levels_and_a_size_among_them(pipeline):
             assert grown.thresholds()[position] == found.levels[found.used(grow)], label
     strict = replace(snapshot, config=replace(snapshot.config, strictness=-1.0))
     assert strict.thresholds() == [0.0, 0.0]
+
+
+def test_a_selection_hangs_together_with_its_seeds_unless_that_is_not_wanted(pipeline):
+    apart = show(pipeline, two_clicks(pipeline), connected=False)
+    found = numbers(pipeline, view(pipeline))
+    assert apart.connection is None
+    assert torch.equal(found.connected, found.responses)
+    whole = show(pipeline, two_clicks(pipeline))
+    held = numbers(pipeline, view(pipeline))
+    torch.testing.assert_close(held.responses, found.responses)
+    assert (held.connected <= held.responses).all()
+    assert whole.connection is not None
+    # What nothing carries to is nowhere selected, however much it responds.
+    cut = replace(whole, connection=whole.connection._replace(carried=torch.zeros_like(whole.connection.carried)))
+    assert not label_view(pipeline.model, view(pipeline), cut).connected.any()
 
 
 def test_a_threshold_that_is_named_is_the_natural_level_of_all_labels(pipeline):
@@ -471,7 +486,7 @@ def test_a_label_alone_is_its_selection_in_every_output(pipeline, strictness: fl
     assert snapshot.alone
     shown, found = pipeline.model.get_outputs_for_camera_ray_bundle(view(pipeline)), numbers(pipeline, view(pipeline))
     selection = shown["selection"][..., 0]
-    mine = found.responses[..., 0]
+    mine = found.connected[..., 0]
     assert torch.equal(selection, (mine >= snapshot.thresholds()[0]) & (mine > 0))
     assert torch.equal(selection, shown[snapshot.mask_names()[0]][..., 0])
     assert torch.equal(selection, found.decision.labels == 1)

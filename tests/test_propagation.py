@@ -172,6 +172,19 @@ def test_a_single_label_is_a_sigmoid_around_the_threshold():
     assert confidence.tolist() == pytest.approx([0.5, 1 / (1 + 2.718281828**-4), 1 / (1 + 2.718281828**4)], rel=1e-4)
 
 
+def test_what_does_not_hang_together_with_its_seeds_is_unsure_and_void_where_a_label_is_alone():
+    responses = torch.tensor([[0.9, 0.2], [0.9, 0.2]])
+    connected = torch.tensor([[0.9, 0.2], [0.1, 0.2]])
+    config = PropagationConfig(threshold=0.7, temperature=0.1)
+    found = decide(responses, config, connected=connected)
+    assert found.labels.tolist() == [1, 1]
+    # Label 1 against label 2 and "none": e^1, e^2 and e^7 in the second row.
+    shares = torch.tensor([[9.0, 2.0, 7.0], [1.0, 2.0, 7.0]]).softmax(-1)[:, 0]
+    torch.testing.assert_close(found.confidence, shares)
+    assert decide(responses, replace(config, void_below=0.5), connected=connected).labels.tolist() == [1, 0]
+    assert decide(responses, config, alone=True, connected=connected).labels.tolist() == [1, 0]
+
+
 def test_confidence_is_measured_against_the_winners_own_threshold():
     found = decide(torch.tensor([[0.6, 0.1], [0.1, 0.6]]), PropagationConfig(temperature=0.1), [0.6, 0.2])
     shares = torch.tensor([6.0, 1.0, 6.0]).exp(), torch.tensor([1.0, 6.0, 2.0]).exp()

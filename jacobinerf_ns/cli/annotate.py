@@ -89,6 +89,8 @@ class Annotate:
     """Response (0..1) from which on a pixel belongs to a selection, the same for all labels; `own`: each label's."""
     strictness: float | None = None
     """Moves labels' thresholds, -1..1: 0 is where they are, -1 selects all, 1 only what responds fully."""
+    connected: bool | None = None
+    """Select only what hangs together with a label's clicks; `--no-connected` selects all that is alike."""
     space: Literal["2d", "3d"] | None = None
     """Take responses on rendered pixels (2d), or per sample in space (3d)."""
     void_below: float | None = None
@@ -231,7 +233,7 @@ class Annotate:
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of propagation that are given."""
-        names = ("threshold", "strictness", "space", "void_below", "refine", "smooth")
+        names = ("threshold", "strictness", "connected", "space", "void_below", "refine", "smooth")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _seed_change(self, capture: "Capture", folder: Path) -> Changer:
@@ -327,8 +329,9 @@ def _show(annotations: Annotations, path: Path) -> None:
     settings = annotations.view.propagation
     threshold = "own" if settings.threshold == "own" else f"{settings.threshold:g}"
     moved = f" moved by {settings.strictness:+g}" if settings.strictness else ""
+    pieces = "what hangs together" if settings.connected else "all that is alike"
     line = (
-        f"threshold {threshold}{moved}, space {settings.space}, void below {settings.void_below:g}, "
+        f"threshold {threshold}{moved}, {pieces}, space {settings.space}, void below {settings.void_below:g}, "
         f"refine {settings.refine}, smooth {settings.smooth:g}"
     )
     console.print(line, highlight=False)

@@ -64,6 +64,9 @@ class PropagationConfig:
     threshold: float | Literal["own"] = "own"
     """Response (0..1) from which on a pixel belongs to a label's selection; `own`: each label's natural one, found in
     the scene (`plateaus.py`)."""
+    connected: bool = True
+    """A label's selection is what hangs together with its seeds (`connection.py`); False: all that responds, wherever
+    it is. Which label a pixel resonates with most does not depend on it."""
     strictness: float = 0.0
     """Moves labels' thresholds, -1..1: 0 is where they are, at -1 all is selected, at 1 only what responds fully."""
     temperature: float = 0.05
@@ -308,6 +311,7 @@ def decide(
     config: PropagationConfig,
     thresholds: Sequence[float] | None = None,
     alone: bool = False,
+    connected: Float[Tensor, "pixels labels"] | None = None,
 ) -> Decision:
     """Return the label with the largest response, and its confidence; void where that is below `config.void_below`.
 
@@ -319,6 +323,7 @@ def decide(
         config: how labels are decided.
         thresholds: of each label's selection; none: what `config` says of all.
         alone: only one label has seeds, and nobody competes with it: pixels below its threshold are void too.
+        connected: what of the responses hangs together with seeds, which is what thresholds are about; none: all.
     """
     if responses.shape[-1] == 0:
         nothing = responses.new_zeros(len(responses))
@@ -326,13 +331,14 @@ def decide(
     best, winner = responses.max(-1)
     if thresholds is None:
         thresholds = [common_threshold(config)] * responses.shape[-1]
-    none = responses.new_tensor(thresholds)[winner]
-    shares = (torch.cat([responses, none[:, None]], dim=-1) / config.temperature).softmax(-1)[:, :-1]
-    confidence, labels = shares.max(-1)
+    none, place = responses.new_tensor(thresholds)[winner], winner[:, None]
+    held = best if connected is None else connected.gather(-1, place)[:, 0]
+    claims = torch.cat([responses.scatter(-1, place, held[:, None]), none[:, None]], dim=-1) / config.temperature
+    confidence = claims.softmax(-1).gather(-1, place)[:, 0]
     known = (confidence >= config.void_below) & (best > 0)
     if alone:
-        known &= best >= none
-    return Decision(torch.where(known, labels + 1, VOID), confidence)
+        known &= held >= none
+    return Decision(torch.where(known, winner + 1, VOID), confidence)
 
 
 def decide_paper(responses: Float[Tensor, "height width labels"]) -> Decision:
@@ -357,9 +363,12 @@ def decide_view(
     config: PropagationConfig,
     thresholds: Sequence[float] | None = None,
     alone: bool = False,
+    connected: Float[Tensor, "height width labels"] | None = None,
 ) -> Decision:
     """Labels of a whole view, by whichever rule `config.decision` names; the rest as for `decide`."""
     if config.decision == "paper":
         return decide_paper(responses)
-    flat = decide(responses.flatten(0, 1), config, thresholds, alone)
+    flat = decide(
+        responses.flatten(0, 1), config, thresholds, alone, None if connected is None else connected.flatten(0, 1)
+    )
     return Decision(*(part.view(responses.shape[:2]) for part in flat))

@@ -220,11 +220,11 @@ def clicked(pipeline: JacobiNeRFPipeline, cases: Sequence[Case]) -> LabelSnapsho
 def responses(
     pipeline: JacobiNeRFPipeline, split: Split, view: int, snapshot: LabelSnapshot, stride: int
 ) -> Float[Tensor, "height width labels"]:
-    """Return the responses of the scored pixels of a view."""
+    """Return the connected responses of the scored pixels of a view: what a selection is made of."""
     data = pipeline.datamanager
     cameras = (data.train_dataset if split == "train" else data.eval_dataset).cameras
     rays = cameras[view : view + 1].to(pipeline.device).generate_rays(camera_indices=0, keep_shape=True)
-    return label_view(pipeline.model, rays[stride // 2 :: stride, stride // 2 :: stride], snapshot).responses.cpu()
+    return label_view(pipeline.model, rays[stride // 2 :: stride, stride // 2 :: stride], snapshot).connected.cpu()
 
 
 def count(

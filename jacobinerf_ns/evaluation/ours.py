@@ -3,7 +3,7 @@
 from jacobinerf_ns.annotations.schema import ViewSettings
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, decide_paper
 from jacobinerf_ns.evaluation.exercise import Exercise, Fitted, LabelScores, TrainedFields, ViewPixels
-from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.responses import answers
 from jacobinerf_ns.labels.traces import Piece
 
 
@@ -47,6 +47,8 @@ def _fit(fields: TrainedFields, exercise: Exercise, config: PropagationConfig, u
     def scores(seen: ViewPixels) -> LabelScores:
         traced = seen.unshaped if unshaped else seen.shaped
         assert traced is not None
-        return responses(Piece(traced), snapshot)
+        found = answers(Piece(traced), snapshot)
+        # One label is scored as the selection that a click makes, several by which of them a pixel resonates with most.
+        return found.connected if snapshot.alone else found.responses
 
     return Fitted(scores, own_threshold=snapshot.thresholds()[0])

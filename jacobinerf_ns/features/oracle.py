@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of, pool_cells
+from jacobinerf_ns.features.base import FeatureGrid, Frame, covering_grid, fingerprint_of, load_rgb, pool_cells
 from jacobinerf_ns.features.words import checked
-from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
+from jacobinerf_ns.files.digests import digest, digest_of_text
 from jacobinerf_ns.files.index_maps import VOID_ID, read_classes, read_label_map
 
 DIMENSIONS = 64
@@ -57,8 +57,8 @@ class OracleExtractor:
         self.config = config
 
     def fingerprint(self) -> str:
-        """Return the hash of the settings; that of class vectors by id is what it was before there were others."""
-        return fingerprint_of("oracle", self.config, ignore=() if self.config.by_name else ("by_name",))
+        """Return the hash of the settings; that of class vectors by id does not know that there are others."""
+        return fingerprint_of("oracle-2", self.config, ignore=() if self.config.by_name else ("by_name",))
 
     def check(self, frames: Sequence[Frame]) -> None:
         """Check that all frames have the label maps that are needed.
@@ -77,21 +77,22 @@ class OracleExtractor:
                 )
 
     def sources(self, frame: Frame) -> Sequence[Path | str]:
-        """Return the label maps, the size they are read at, the names, and the image, whose bytes seed the noise."""
+        """Return the label maps, the size they are read at, the names, and the image, whose pixels seed the noise."""
         names = [json.dumps(self._names(frame))] if self.config.by_name else []
         return [frame.path, *self._label_paths(frame), f"{frame.size} of {frame.original_size}", *names]
 
     def extract(self, frame: Frame) -> FeatureGrid:
         """Return a grid of `patch_size` cells, made to tile the image evenly where its size is not a multiple.
 
-        The noise is seeded by the bytes of the image, so it differs between images and is the same wherever they lie.
+        The noise is seeded by the pixels of the image, so it differs between images and is the same wherever and
+        however they are written: the bytes of a copy that training made smaller tell when it was made.
         """
         maps = [read_label_map(p, frame.size, frame.original_size) for p in self._label_paths(frame)]
         pixels = self._vectors(_CLASS, maps[0], self._names(frame) if self.config.by_name else None)
         if len(maps) > 1:
             pixels = pixels + self._vectors(_INSTANCE, maps[1])
         clean = pool_cells(pixels, self.config.patch_size)
-        return covering_grid(clean + self._noise(clean, digest_of_file(frame.path)))
+        return covering_grid(clean + self._noise(clean, _digest_of_pixels(frame.path)))
 
     def text_model(self) -> str:
         """Return what the vectors of names are."""
@@ -147,6 +148,11 @@ class OracleExtractor:
         rng = np.random.default_rng([self.config.seed, _NOISE, int(image[:16], 16)])
         std = self.config.noise * clean.norm(dim=-1).mean() / DIMENSIONS**0.5
         return torch.from_numpy(rng.standard_normal(tuple(clean.shape), dtype=np.float32)) * std
+
+
+def _digest_of_pixels(path: Path) -> str:
+    image = load_rgb(path)
+    return digest([str(image.size).encode(), image.tobytes()])
 
 
 def _number_of(name: str) -> int:

@@ -16,14 +16,16 @@ from torch import Tensor
 from jacobinerf_ns.annotations.schema import Edit
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import nearest_responses
-from jacobinerf_ns.labels.responses import rgb_directions
+from jacobinerf_ns.labels.responses import connected, rgb_directions
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
-from jacobinerf_ns.labels.traces import Traced
+from jacobinerf_ns.labels.traces import Traced, nearest_points
 
 RECOLOUR_LOGITS = 4.0
 """Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""
 SOFTNESS = 0.03
 """Width of the border of a label between samples, in units of response: a hard one flickers."""
+BORDER = 4.0
+"""Widths of the border below the threshold from which on a sample is none of the label's."""
 LAYERS = 3
 """How often a ray may look behind what was removed."""
 SEE_THROUGH = 0.05
@@ -94,7 +96,8 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     thresholds = snapshot.thresholds()
     for edit in snapshot.edits:
         position = ids.index(edit.label)
-        mine = membership(found, position, thresholds[position])
+        threshold = thresholds[position]
+        mine = membership(_carried(found, traced, position, threshold, snapshot), position, threshold)
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
         elif edit.kind == "remove":
@@ -123,6 +126,28 @@ def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, 
     block = max(1, BLOCK_BYTES // traced.weights.nbytes)
     found = nearest_responses(cosines, snapshot.prototypes, len(snapshot.labels), block)
     return found.view(*traced.weights.shape, -1)
+
+
+def _carried(
+    found: Float[Tensor, "rays samples labels"],
+    traced: Traced,
+    position: int,
+    threshold: float,
+    snapshot: LabelSnapshot,
+) -> Float[Tensor, "rays samples labels"]:
+    """Return the responses where those to one label hang together with its seeds; only samples near it are looked up.
+
+    A sample in space that nobody saw may answer by chance, and would be left in the air.
+    """
+    if snapshot.connection is None:
+        return found
+    near = found[..., position] > threshold - BORDER * SOFTNESS
+    places = traced.trace.ray_samples.frustums.get_positions()[near]
+    carried = found.clone()
+    if len(places):
+        around = nearest_points(snapshot.connection.tree, places)
+        carried[..., position][near] = connected(found[near], around, snapshot.connection)[:, position]
+    return carried
 
 
 def membership(

@@ -5,17 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.rays import RayBundle
+from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns.annotations.rays import SeedRays
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.annotations.store import AnnotationStore
+from jacobinerf_ns.core.connection import carried_responses, surface_graph
 from jacobinerf_ns.core.jacobian import cosine_response
-from jacobinerf_ns.core.plateaus import Plateaus, find_plateaus
+from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.core.propagation import (
     CENTRES_FIT,
     PropagationConfig,
@@ -30,12 +33,14 @@ from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prot
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.labels.responses import needs_samples, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
-from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark, SurfacePool
+from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot, Mark, SurfacePool
 from jacobinerf_ns.labels.tracer import Tracer, chunks, in_eval_mode, trace_all
-from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.traces import Piece, nearest_points
 
 POOL_RAYS = 8192
 """Random training pixels that refined prototypes are averaged over."""
+MOST_STARTS = 256
+"""Pixels of a seed, about, from which its label carries on."""
 FEW_SEEDS = 128
 """Seeds up to which each is averaged with its surroundings and refined; masks need neither."""
 SHOWN_BY = ("threshold", "strictness", "void_below")
@@ -59,6 +64,8 @@ class _Surface(NamedTuple):
     """Their unit Jacobians."""
     tree: KDTree
     """Of their surface points."""
+    graph: csr_matrix
+    """Which of these are near each other."""
 
 
 class LabelKeeper:
@@ -183,18 +190,26 @@ class LabelMaker:
             pool = self._smoothing(prototypes, centres, config, count) if smooths else None
             marks = _marks(annotations, traces)
             snapshot = LabelSnapshot(annotations.labels, prototypes, config, centres, scale, pool, marks=marks)
-            return replace(snapshot, plateaus=self._plateaus(snapshot))
+            return snapshot if config.decision == "paper" else self._over_scene(snapshot, traces, hits)
 
-    def _plateaus(self, snapshot: LabelSnapshot) -> tuple[Plateaus, ...]:
-        """Levels of all labels, by the responses of random training pixels; the paper's decision has none."""
-        if snapshot.config.decision == "paper":
-            return ()
+    def _over_scene(
+        self, snapshot: LabelSnapshot, traces: Sequence[SeedTrace], hits: Sequence[Tensor]
+    ) -> LabelSnapshot:
+        """Return the snapshot with what random training pixels say: how far labels carry, and at which levels."""
         surface = self._surface()
         if needs_samples(snapshot.config):
-            found = trace_all(self._tracer, surface.rays, lambda traced: responses(Piece(traced), snapshot))
+            found = trace_all(self._tracer, surface.rays, lambda traced: responses(Piece(traced), snapshot)).cpu()
         else:
-            found = torch.cat([responses(piece, snapshot) for piece in surface.pieces])
-        return tuple(find_plateaus(column) for column in found.cpu().unbind(-1))
+            found = torch.cat([responses(piece, snapshot) for piece in surface.pieces]).cpu()
+        connection = None
+        if snapshot.config.connected:
+            starts = _starts(snapshot, traces, hits, surface.tree)
+            carried = torch.from_numpy(carried_responses(found.double().numpy(), surface.graph, starts)).to(found)
+            connection = Connection(surface.tree, carried.to(self._tracer.device))
+            found = torch.minimum(found, carried)
+        return replace(
+            snapshot, connection=connection, plateaus=tuple(find_plateaus(column) for column in found.unbind(-1))
+        )
 
     def _refined(
         self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
@@ -223,7 +238,8 @@ class LabelMaker:
             vectors, points = (
                 torch.cat(parts) for parts in zip(*((p.jacobians, p.points) for p in pieces), strict=True)
             )
-            self._surface_pixels = _Surface(version, rays, pieces, vectors, KDTree(points.cpu().numpy()))
+            places = points.cpu().numpy()
+            self._surface_pixels = _Surface(version, rays, pieces, vectors, KDTree(places), surface_graph(places))
         return self._surface_pixels
 
     def _smoothing(
@@ -258,6 +274,20 @@ def _seeds(
         each([not seed.negative for seed in annotations.seeds]),
         torch.cat([trace.weights[hit] for trace, hit in zip(traces, hits, strict=True)]),
     )
+
+
+def _starts(
+    snapshot: LabelSnapshot, traces: Sequence[SeedTrace], hits: Sequence[Tensor], tree: KDTree
+) -> list[Int[np.ndarray, "seeds"]]:
+    """Return the points of a tree at each label's positive seeds."""
+    starts: list[list[np.ndarray]] = [[] for _ in snapshot.labels]
+    positions = {label.id: position for position, label in enumerate(snapshot.labels)}
+    for mark, trace, hit in zip(snapshot.marks, traces, hits, strict=True):
+        if not mark.seed.negative:
+            chosen = trace.points[hit]
+            some = chosen[:: max(1, len(chosen) // MOST_STARTS)]
+            starts[positions[mark.seed.label]].append(nearest_points(tree, some).cpu().numpy().ravel())
+    return [np.concatenate(found) if found else np.zeros(0, dtype=np.int64) for found in starts]
 
 
 def _marks(annotations: Annotations, traces: Sequence[SeedTrace]) -> tuple[Mark, ...]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from jacobinerf_ns.core.propagation import Decision, Prototypes
 from jacobinerf_ns.labels.outlines import draw_outline
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import Answers, LabelSnapshot
 
 PAPER_WHITE = 1.0
 DIMMED = 0.7
@@ -14,19 +14,15 @@ DIMMED = 0.7
 
 
 def pictures(
-    rgb: Float[Tensor, "*pixels 3"],
-    found: Float[Tensor, "*pixels labels"],
-    decision: Decision,
-    snapshot: LabelSnapshot,
+    rgb: Float[Tensor, "*pixels 3"], found: Answers, decision: Decision, snapshot: LabelSnapshot
 ) -> dict[str, Tensor]:
     """All label outputs of rays or of a view, in forms that nerfstudio can show: floats in 0..1, colours, booleans.
 
     Overlays of whole views get a line around the selected label beside this (`outlined`).
     """
     selection = selected(found, decision, snapshot)
-    resonance = (
-        found[..., snapshot.selected : snapshot.selected + 1] if snapshot.labels else torch.zeros_like(rgb[..., :1])
-    )
+    chosen = slice(snapshot.selected, snapshot.selected + 1)
+    resonance = found.responses[..., chosen] if snapshot.labels else torch.zeros_like(rgb[..., :1])
     palette = torch.tensor([(0, 0, 0), *(label.colour for label in snapshot.labels)], device=rgb.device) / 255.0
     colours = palette[decision.labels]
     known = (decision.labels > 0)[..., None]
@@ -58,19 +54,17 @@ def outlined(shown: dict[str, Tensor], snapshot: LabelSnapshot) -> dict[str, Ten
     return {**shown, **{name: draw_outline(shown[name], mask[..., 0].bool()) for name, mask in mine.items()}}
 
 
-def selected(
-    found: Float[Tensor, "*pixels labels"], decision: Decision, snapshot: LabelSnapshot
-) -> Bool[Tensor, "*pixels 1"]:
-    """Pixels of the selected label: a response of at least its threshold, and none of another label that is larger.
+def selected(found: Answers, decision: Decision, snapshot: LabelSnapshot) -> Bool[Tensor, "*pixels 1"]:
+    """Pixels of the selected label: connected with its seeds at its threshold, and no other label responds more.
 
     The paper's decision knows no threshold.
     """
     if not snapshot.labels:
         return torch.zeros_like(decision.labels, dtype=torch.bool)[..., None]
-    mine = found[..., snapshot.selected]
+    mine = found.connected[..., snapshot.selected]
     if snapshot.config.decision == "paper":
         return (decision.labels == snapshot.selected + 1)[..., None]
-    best = found.argmax(-1) == snapshot.selected
+    best = found.responses.argmax(-1) == snapshot.selected
     return ((mine >= snapshot.thresholds()[snapshot.selected]) & best & (mine > 0))[..., None]
 
 
@@ -80,4 +74,4 @@ def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
     empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
     found = rgb.new_zeros(*rgb.shape[:-1], 0)
     nobody = rgb.new_zeros(rgb.shape[:-1])
-    return {**pictures(rgb, found, Decision(nobody.long(), nobody), empty), "edited": rgb}
+    return {**pictures(rgb, Answers(found, found), Decision(nobody.long(), nobody), empty), "edited": rgb}

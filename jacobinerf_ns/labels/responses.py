@@ -5,16 +5,14 @@ Letters of `core/jacobian.py` and `core/propagation.py`.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, centre_shares, label_responses
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import Answers, Connection, LabelSnapshot
 from jacobinerf_ns.labels.traces import Piece, Traced
 
-NEAR_POINTS = 8
-"""Surface points that a pixel's response is smoothed over."""
 _BLOCK = 64
 """Prototypes that per-sample responses are taken for at a time: bounds memory with many seeds."""
 
@@ -35,9 +33,25 @@ def responses(piece: Piece, snapshot: LabelSnapshot) -> Float[Tensor, "rays labe
     if snapshot.pool is None:
         return found
     pool = snapshot.pool
-    near, shares = piece.neighbours(pool.tree, pool.vectors, min(NEAR_POINTS, len(pool.vectors)))
+    near, shares = piece.neighbours(pool.tree, pool.vectors)
     nearby = (pool.responses[near] * shares[..., None]).sum(1)
     return torch.lerp(found, nearby.to(found), config.smooth)
+
+
+def answers(piece: Piece, snapshot: LabelSnapshot) -> Answers:
+    """Return the responses of each ray, and what of them hangs together with the labels' seeds."""
+    found = responses(piece, snapshot)
+    if snapshot.connection is None:
+        return Answers(found, found)
+    return Answers(found, connected(found, piece.nearest(snapshot.connection.tree), snapshot.connection))
+
+
+def connected(
+    found: Float[Tensor, "*places labels"], near: Int[Tensor, "*places neighbours"], connection: Connection
+) -> Float[Tensor, "*places labels"]:
+    """Return responses as far as those of the surface around carry them; `near` are points of the connection's tree."""
+    around = connection.carried.to(found)[near.to(found.device)]
+    return torch.minimum(found, around.amax(-2))
 
 
 def needs_samples(config: PropagationConfig) -> bool:

@@ -40,6 +40,24 @@ class SurfacePool(NamedTuple):
     responses: Float[Tensor, "pixels labels"]
 
 
+class Connection(NamedTuple):
+    """How far labels' responses carry over the surfaces of the scene."""
+
+    tree: KDTree
+    """Of surface points, scene units."""
+    carried: Float[Tensor, "pixels labels"]
+    """What carries to these points."""
+
+
+class Answers(NamedTuple):
+    """What rays answer to labels."""
+
+    responses: Float[Tensor, "*pixels labels"]
+    """How much each resonates with each label, 0..1 (for the paper's decision: raw, in units of colour)."""
+    connected: Float[Tensor, "*pixels labels"]
+    """What of it hangs together with the label's seeds; that is what a selection is made of."""
+
+
 @dataclass(frozen=True)
 class LabelSnapshot:
     """Labels as they are at one moment, for one state of the weights."""
@@ -52,6 +70,8 @@ class LabelSnapshot:
     scale: Float[Tensor, "labels"] | None = None
     """For `raw`: the seeds' own mean response per label, which a response is a share of; None where it is not used."""
     pool: SurfacePool | None = None
+    connection: Connection | None = None
+    """None where selections are all that responds."""
     selected: int = 0
     """Position of the label shown as `resonance` and `selection`."""
     opacity: float = 0.6
@@ -78,13 +98,13 @@ class LabelSnapshot:
             found.append(moved(plateaus.levels[plateaus.used(label.grow)], self.config.strictness))
         return found
 
-    def decide(self, found: Float[Tensor, "rays labels"]) -> Decision:
-        """Return the labels of single rays from their responses; the paper's rule is about whole views."""
-        return decide(found, self.config, self.thresholds(), self.alone)
+    def decide(self, found: Answers) -> Decision:
+        """Return the labels of single rays from their answers; the paper's rule is about whole views."""
+        return decide(found.responses, self.config, self.thresholds(), self.alone, found.connected)
 
-    def decide_view(self, found: Float[Tensor, "height width labels"]) -> Decision:
-        """Return the labels of a whole view from its responses."""
-        return decide_view(found, self.config, self.thresholds(), self.alone)
+    def decide_view(self, found: Answers) -> Decision:
+        """Return the labels of a whole view from its answers."""
+        return decide_view(found.responses, self.config, self.thresholds(), self.alone, found.connected)
 
     def mask_names(self) -> list[str]:
         """Output name of each label's mask: `mask_` and the name in letters that any file system takes.
@@ -106,4 +126,5 @@ class LabelView(NamedTuple):
     depth: Float[Tensor, "height width 1"]
     """Along each ray, scene units."""
     responses: Float[Tensor, "height width labels"]
+    connected: Float[Tensor, "height width labels"]
     decision: Decision

@@ -20,6 +20,9 @@ from jacobinerf_ns.core.jacobian import Background
 from jacobinerf_ns.core.refinement import alike_shares
 from jacobinerf_ns.field import FieldTrace
 
+NEAR_POINTS = 8
+"""Surface points that stand for the surroundings of a pixel."""
+
 
 class Traced(NamedTuple):
     """One field query, and what its samples were."""
@@ -45,7 +48,8 @@ class Piece:
     def __init__(self, traced: Traced) -> None:
         self.outputs = traced.outputs
         self.samples: Traced | None = traced
-        self._near: tuple[KDTree, Tensor, Tensor] | None = None
+        self._near: tuple[KDTree, Tensor] | None = None
+        self._shares: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def lengths(self) -> Float[Tensor, "rays 1"]:
@@ -85,15 +89,20 @@ class Piece:
         other.samples = samples
         return other
 
-    def neighbours(
-        self, tree: KDTree, vectors: Float[Tensor, "points dims"], count: int
-    ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
-        """Return the nearest points of a tree and their `alike_shares`; found once, since neither depends on labels."""
+    def nearest(self, tree: KDTree) -> Int[Tensor, "rays neighbours"]:
+        """Return the `NEAR_POINTS` nearest points of a tree; found once, since they do not depend on labels."""
         if self._near is None or self._near[0] is not tree:
-            _, found = tree.query(self.points.detach().cpu().numpy(), k=np.arange(1, count + 1))  # pyright: ignore[reportArgumentType]
-            indices = torch.from_numpy(found).to(vectors.device)
-            self._near = (tree, indices, alike_shares(self.jacobians, vectors[indices]))
-        return self._near[1:]
+            self._near, self._shares = (tree, nearest_points(tree, self.points)), None
+        return self._near[1]
+
+    def neighbours(
+        self, tree: KDTree, vectors: Float[Tensor, "points dims"]
+    ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
+        """Return the nearest points of a tree and their `alike_shares`, found once too."""
+        near = self.nearest(tree)
+        if self._shares is None or self._shares[0] is not near:
+            self._shares = (near, alike_shares(self.jacobians, vectors[near]))
+        return self._shares
 
     @property
     def nbytes(self) -> int:
@@ -110,6 +119,16 @@ class Piece:
     def _traced(self) -> Traced:
         assert self.samples is not None, "the samples were dropped"
         return self.samples
+
+
+def nearest_points(tree: KDTree, points: Float[Tensor, "*places 3"]) -> Int[Tensor, "*places neighbours"]:
+    """Return the `NEAR_POINTS` points of a tree (or all, where it has fewer) nearest to each place.
+
+    Rays that miss a crop box have no place; they resonate with nothing, and get any points.
+    """
+    count = np.arange(1, min(NEAR_POINTS, tree.n) + 1)
+    _, found = tree.query(points.detach().nan_to_num(0.0, 0.0, 0.0).cpu().numpy(), k=count, workers=-1)  # pyright: ignore[reportArgumentType]
+    return torch.from_numpy(found).to(points.device)
 
 
 def surface_points(traced: Traced) -> Float[Tensor, "rays 3"]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components import renderers
 from torch import Tensor
@@ -17,8 +16,8 @@ from torch import Tensor
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, outlined, pictures
-from jacobinerf_ns.labels.responses import needs_samples, responses
-from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
+from jacobinerf_ns.labels.responses import answers, needs_samples
+from jacobinerf_ns.labels.snapshot import Answers, LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
 
@@ -145,15 +144,16 @@ def kept_bytes(device: torch.device, held: int = 0) -> int:
     return KEPT_BYTES if free is None else min(KEPT_BYTES, (free + held) // DEVICE_SHARE)
 
 
-def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapshot) -> Mapping[int, float]:
+def shares_of(found: Answers, snapshot: LabelSnapshot) -> Mapping[int, float]:
     """Share of a view's pixels that each label would select: its response is the largest, and above its threshold."""
-    best, position = found.flatten(0, 1).max(-1)
-    chosen = position[best >= found.new_tensor(snapshot.thresholds())[position]]
+    position = found.responses.flatten(0, -2).argmax(-1)
+    held = found.connected.flatten(0, -2).gather(-1, position[:, None])[:, 0]
+    chosen = position[held >= held.new_tensor(snapshot.thresholds())[position]]
     counts = torch.bincount(chosen, minlength=len(snapshot.labels)).tolist()
-    return {label.id: count / len(best) for label, count in zip(snapshot.labels, counts, strict=True)}
+    return {label.id: count / len(held) for label, count in zip(snapshot.labels, counts, strict=True)}
 
 
-_RESPONSES, _EDITED = "responses", "edited"
+_RESPONSES, _CONNECTED, _EDITED = "responses", "connected", "edited"
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None)
             queried += min(size, len(flat) - start)
         outputs = dict(piece.outputs)
         if snapshot is not None and snapshot.labels:
-            outputs[_RESPONSES] = responses(piece, snapshot)
+            outputs[_RESPONSES], outputs[_CONNECTED] = answers(piece, snapshot)
         if edits:
             assert snapshot is not None
             assert piece.samples is not None
@@ -205,10 +205,11 @@ def _whole(
         for name, value in parts[0].items()
         if isinstance(value, Tensor)
     }
-    rgb, found, shares = whole["rgb"], whole.pop(_RESPONSES, None), {}
-    if snapshot is None or found is None:
+    rgb, shares = whole["rgb"], {}
+    if snapshot is None or _RESPONSES not in whole:
         shown = nothing_to_show(rgb)
     else:
+        found = Answers(whole.pop(_RESPONSES), whole.pop(_CONNECTED))
         shown = outlined(pictures(rgb, found, snapshot.decide_view(found), snapshot), snapshot)
         shown[_EDITED] = rgb
         shares = shares_of(found, snapshot)
@@ -230,8 +231,8 @@ def label_view(tracer: Tracer, view: RayBundle, snapshot: LabelSnapshot) -> Labe
     """Render a view [height width] and its labels as numbers, the same that the outputs show; nothing is kept."""
 
     def pick(traced: Traced) -> tuple[Tensor, ...]:
-        return traced.outputs["rgb"], traced.outputs["depth"], responses(Piece(traced), snapshot)
+        return traced.outputs["rgb"], traced.outputs["depth"], *answers(Piece(traced), snapshot)
 
     picked = trace_all(tracer, view.flatten(), pick)
-    rgb, depth, found = (part.view(*view.origins.shape[:2], -1) for part in picked)
-    return LabelView(rgb, depth, found, snapshot.decide_view(found))
+    rgb, depth, found, held = (part.view(*view.origins.shape[:2], -1) for part in picked)
+    return LabelView(rgb, depth, found, held, snapshot.decide_view(Answers(found, held)))

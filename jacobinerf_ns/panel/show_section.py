@@ -47,6 +47,9 @@ class ShowSection:
             self._void = gui.add_slider(
                 "Void below", 0.0, 1.0, 0.05, 0.0, hint="Pixels of less confidence get no label; 0 labels every pixel."
             )
+            self._connected = gui.add_checkbox(
+                "In one piece", True, hint="Only what hangs together with the clicks; off: all that is alike."
+            )
             self._space = gui.add_dropdown(
                 "Responses", ["2D", "3D"], hint="Of rendered pixels, or of the samples in space, rendered."
             )
@@ -59,6 +62,7 @@ class ShowSection:
         self._propagate.on_click(lambda _: desk.do(self.propagate))
         desk.on_user_update(self._threshold, lambda: self.set(strictness=self._threshold.value))
         desk.on_user_update(self._void, lambda: self.set(void_below=self._void.value))
+        desk.on_user_update(self._connected, lambda: self.set(connected=self._connected.value))
         desk.on_user_update(self._space, lambda: self.set(space=self._space.value.lower()))
         desk.on_user_update(self._refine, self.refine)
         desk.on_user_update(
@@ -70,6 +74,7 @@ class ShowSection:
         config = annotations.view.propagation
         self._desk.set_quietly(self._threshold, config.strictness)
         self._desk.set_quietly(self._void, config.void_below)
+        self._desk.set_quietly(self._connected, config.connected)
         self._desk.set_quietly(self._opacity, annotations.view.opacity)
         self._desk.set_quietly(self._space, config.space.upper())
         self._desk.set_quietly(self._refine, config.refine > 0)

@@ -19,9 +19,9 @@ from torch import Tensor
 from jacobinerf_ns.core.propagation import decide_paper
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.outputs import selected
-from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.responses import answers
 from jacobinerf_ns.labels.seed_cache import SURFACE
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import Answers, LabelSnapshot
 from jacobinerf_ns.labels.tracer import trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
 from jacobinerf_ns.model import JacobiNeRFModel
@@ -57,7 +57,7 @@ class Sightings(NamedTuple):
     grids: Int[Tensor, "views 2"]
     """(rows, columns) of each view's grid."""
     strongest: Float[Tensor, "labels"]
-    """Largest response to each label of the snapshot, anywhere."""
+    """Largest response to each label of the snapshot, anywhere that hangs together with its seeds."""
 
 
 class _Queried(NamedTuple):
@@ -66,6 +66,7 @@ class _Queried(NamedTuple):
     points: Float[Tensor, "rays 3"]
     colours: Float[Tensor, "rays 3"]
     responses: Float[Tensor, "rays labels"]
+    connected: Float[Tensor, "rays labels"]
     solid: Bool[Tensor, "rays"]
     """The ray hits a surface."""
 
@@ -140,7 +141,7 @@ def _look(
         middles = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) + 0.5
         seen = _query(model, _rays(cameras, torch.full((len(middles),), view), middles, grids), snapshot)
         found = _view_members(seen, snapshot, chosen, (rows, columns)).cpu()
-        strongest = torch.maximum(strongest, seen.responses.amax(0).cpu())
+        strongest = torch.maximum(strongest, seen.connected.amax(0).cpu())
         near = found != NOBODY
         if snapshot.config.decision != "paper":
             near = F.max_pool2d(near[None].float(), kernel_size=3, stride=1, padding=1)[0] > 0
@@ -162,14 +163,14 @@ def _members(
     seen: _Queried, snapshot: LabelSnapshot, chosen: Sequence[int], size: tuple[int, int] | None = None
 ) -> Int[Tensor, "rays"]:
     """Return the id of the chosen label that each ray is selected for, or `NOBODY`; `size` is that of a whole view."""
-    found = seen.responses
+    found = Answers(seen.responses, seen.connected)
     if snapshot.config.decision == "paper":
         assert size is not None, "the paper's decision needs whole views"
-        found = found.view(*size, -1)
-        decision = decide_paper(found)
+        found = Answers(*(part.view(*size, -1) for part in found))
+        decision = decide_paper(found.responses)
     else:
         decision = snapshot.decide(found)
-    labels = torch.full(found.shape[:-1], NOBODY, device=found.device)
+    labels = torch.full_like(decision.labels, NOBODY)
     for position in chosen:
         mine = selected(found, decision, replace(snapshot, selected=position))[..., 0]
         labels = torch.where(mine, snapshot.labels[position].id, labels)
@@ -200,6 +201,6 @@ def _query(model: JacobiNeRFModel, rays: RayBundle, snapshot: LabelSnapshot) -> 
     def pick(traced: Traced) -> _Queried:
         piece = Piece(traced)
         solid = piece.outputs["accumulation"][:, 0] > SURFACE
-        return _Queried(piece.points, piece.outputs["rgb"], responses(piece, snapshot), solid)
+        return _Queried(piece.points, piece.outputs["rgb"], *answers(piece, snapshot), solid)
 
     return trace_all(model, rays, pick)

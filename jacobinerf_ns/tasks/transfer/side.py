@@ -20,7 +20,7 @@ from jacobinerf_ns.features.base import fingerprint_of
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.files.names import find_image
-from jacobinerf_ns.labels.responses import responses
+from jacobinerf_ns.labels.responses import answers
 from jacobinerf_ns.labels.seed_cache import SURFACE
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import in_eval_mode, trace_all
@@ -139,7 +139,7 @@ class Side:
             hit = traced.outputs["accumulation"][:, 0] > SURFACE
             labels = torch.full_like(hit, UNLABELLED, dtype=torch.long)
             if snapshot is not None:
-                decision = snapshot.decide(responses(Piece(traced), snapshot))
+                decision = snapshot.decide(answers(Piece(traced), snapshot))
                 labels = torch.where(decision.confidence >= SURE, decision.labels - 1, UNLABELLED)
             return RenderedPixels(surface_points(traced).cpu(), hit.cpu(), labels.cpu())
 
