@@ -1,7 +1,10 @@
 """Words: where they fit, whether they are there at all, and as seeds of labels."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from tiny import start, tiny_config
 
 import jacobinerf_ns as jn
+from jacobinerf_ns.annotations.changes import select
 from jacobinerf_ns.annotations.formats.seeds_io import export_seeds
 from jacobinerf_ns.annotations.rasterise import rasterise
 from jacobinerf_ns.annotations.rays import seed_rays
@@ -27,7 +31,9 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.files.index_maps import read_label_map
-from jacobinerf_ns.run.words import compared_with, find_words
+from jacobinerf_ns.labels.responses import relevancies
+from jacobinerf_ns.labels.snapshot import Relevancy
+from jacobinerf_ns.labels.words import compared_with
 from jacobinerf_ns.tasks.words import ask
 
 BY_NAME = OracleConfig(noise=0.5, patch_size=2, by_name=True)
@@ -107,6 +113,8 @@ def test_rays_of_a_text_are_those_of_its_places_in_the_seeds_order(run: jn.Run):
         ({"words": "x" * 10_000}, "words"),
         ({"words": "a\x00b"}, "control character"),
         ({"places": ()}, "places"),
+        ({"relevancy": "?"}, "the relevancy is no base64"),
+        ({"relevancy": "A" * 100_000}, "relevancy"),
         ({"places": (PLACES[0].model_copy(update={"pixel": (24, 0)}),)}, r"pixel \(24, 0\) is outside of a"),
     ],
 )
@@ -184,6 +192,46 @@ def test_what_is_said_is_a_label_as_any_other(run: jn.Run, config_path: Path):
         (config_path.parent / "annotations.json").unlink()
 
 
+def rendered(run: jn.Run, annotations: Annotations) -> torch.Tensor:
+    """The output `relevancy` of a held-out view."""
+    model, maker = run.pipeline.model, run.pipeline.label_maker()
+    model.label_source = lambda: maker.snapshot_of(annotations, Path())
+    try:
+        outputs = model.get_outputs_for_camera(run.pipeline.datamanager.eval_dataset.cameras[:1])
+        rays = run.pipeline.random_training_rays(50)
+        assert model(rays)["relevancy"].shape == (50, 1)
+    finally:
+        model.label_source = None
+    return outputs["relevancy"][..., 0]
+
+
+def test_relevancy_is_an_output_and_needs_no_teacher(run: jn.Run, monkeypatch: pytest.MonkeyPatch):
+    (wall,) = (key for key, name in _classes(run).items() if name == "wall")
+    notes = run.annotations.say("house", "wall").click("other", run.photos("train")[0].path.name, (3, 3))
+    notes = replace(notes, annotations=Annotations.model_validate_json(notes.annotations.model_dump_json()))
+    monkeypatch.setattr(OracleConfig, "setup", lambda *_, **__: pytest.fail("a teacher was set up"))
+    found, truth = rendered(run, notes.annotations), truth_of(run.pipeline.datamanager.frames("eval")[0])
+    assert found[truth == wall].mean() > 0.9
+    assert found[truth != wall].mean() < 0.5
+    ids = {label.name: label.id for label in notes.annotations.labels}
+    clicked = select(notes.annotations, ids["other"])
+    seed = notes.annotations.seeds[0]
+    assert isinstance(seed, TextSeed)
+    elsewhere = notes.annotations.model_copy(update={"seeds": (seed.model_copy(update={"photos": 99}),)})
+    older = notes.annotations.model_copy(update={"seeds": (seed.model_copy(update={"relevancy": ""}),)})
+    for annotations in (clicked, elsewhere, older):
+        assert not rendered(run, annotations).any()
+
+
+def test_a_ray_is_as_relevant_as_what_it_resonates_with_most():
+    vectors = torch.eye(6)[:, :6]
+    jacobians = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]])
+    known = Relevancy(vectors, torch.tensor([1.0, 0.5, 0.5, 0.0, 0.25, 0.25]))
+    piece: Any = SimpleNamespace(jacobians=jacobians)
+    torch.testing.assert_close(relevancies(piece, known), torch.tensor([[0.5], [0.25]]))
+    assert relevancies(piece, None).tolist() == [[0.0], [0.0]]
+
+
 def test_another_teacher_is_named_at_the_end(run: jn.Run, config_path: Path):
     config = run.pipeline.datamanager.config
     own, config.extractor = config.extractor, HandcraftedConfig(cell=2)
@@ -206,7 +254,7 @@ def test_features_and_words_of_different_models_are_refused(run: jn.Run):
     with pytest.raises(
         UserError, match="the features have 5 dimensions and the words 64: they are of different models"
     ):
-        find_words(run.pipeline, run.photos("train"), "wall", features=lambda pixels: torch.zeros(len(pixels), 5))
+        run.pipeline.words.find("wall", features=lambda pixels: torch.zeros(len(pixels), 5))
 
 
 def test_words_are_compared_with_others_than_themselves():

@@ -118,15 +118,13 @@ class Query:
 
     def _ask_in_words(self, run: "Run", text: str) -> "Look | None":
         """Return what gives the relevancy of a view to a text; None where nothing like it is there, which is said."""
-        from jacobinerf_ns.run.words import find_words, own_teacher
         from jacobinerf_ns.tasks.feature_field.files import load_feature_field
         from jacobinerf_ns.tasks.words import distilled, view_relevancy
 
         model = run.pipeline.model
-        teacher = own_teacher(run.pipeline)
+        teacher = run.pipeline.words.own_teacher()
         feature_field = load_feature_field(run, teacher.fingerprint())
-        photos, sampler = run.photos("train"), distilled(run, feature_field)
-        answer = find_words(run.pipeline, photos, text, self.against, teacher, sampler)
+        answer = run.pipeline.words.find(text, self.against, teacher, distilled(run, feature_field))
         Console().print(Text(str(answer)), soft_wrap=True)
         if not answer.places:
             return None

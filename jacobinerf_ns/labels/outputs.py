@@ -80,4 +80,5 @@ def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
     empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
     found = rgb.new_zeros(*rgb.shape[:-1], 0)
     nobody = rgb.new_zeros(rgb.shape[:-1])
-    return {**pictures(rgb, found, Decision(nobody.long(), nobody), empty), "edited": rgb}
+    shown = pictures(rgb, found, Decision(nobody.long(), nobody), empty)
+    return {**shown, "relevancy": nobody[..., None], "edited": rgb}

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, centre_shares, label_responses
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, Relevancy
 from jacobinerf_ns.labels.traces import Piece, Traced
 
 NEAR_POINTS = 8
 """Surface points that a pixel's response is smoothed over."""
+RESONANT = 4
+"""Training pixels whose relevancy a ray takes the mean of."""
+_ROWS = 4096
+"""Rays that are compared with training pixels at a time."""
 _BLOCK = 64
 """Prototypes that per-sample responses are taken for at a time: bounds memory with many seeds."""
 
@@ -38,6 +42,22 @@ def responses(piece: Piece, snapshot: LabelSnapshot) -> Float[Tensor, "rays labe
     near, shares = piece.neighbours(pool.tree, pool.vectors, min(NEAR_POINTS, len(pool.vectors)))
     nearby = (pool.responses[near] * shares[..., None]).sum(1)
     return torch.lerp(found, nearby.to(found), config.smooth)
+
+
+def relevancies(piece: Piece, known: Relevancy | None) -> Float[Tensor, "rays 1"]:
+    """Return the relevancy of words to rays, 0..1: the mean of the pixels that a ray resonates with most; 0 of none.
+
+    LERF renders a field of features for it. Here what resonates is taken together, as it is where words are looked for,
+    and neither such a field nor a teacher is needed.
+    """
+    if known is None:
+        return piece.jacobians.new_zeros(len(piece.jacobians), 1)
+    count = min(RESONANT, len(known.values))
+    parts = [
+        known.values[(chunk @ known.vectors.T).topk(count, dim=-1).indices].mean(-1, keepdim=True)
+        for chunk in piece.jacobians.split(_ROWS)
+    ]
+    return torch.cat(parts)
 
 
 def needs_samples(config: PropagationConfig) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, outlined, pictures
-from jacobinerf_ns.labels.responses import needs_samples, responses
+from jacobinerf_ns.labels.responses import needs_samples, relevancies, responses
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
@@ -153,7 +153,7 @@ def shares_of(found: Float[Tensor, "height width labels"], snapshot: LabelSnapsh
     return {label.id: count / len(best) for label, count in zip(snapshot.labels, counts, strict=True)}
 
 
-_RESPONSES, _EDITED = "responses", "edited"
+_RESPONSES, _RELEVANCY, _EDITED = "responses", "relevancy", "edited"
 
 
 @torch.no_grad()
@@ -177,6 +177,8 @@ def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None)
         outputs = dict(piece.outputs)
         if snapshot is not None and snapshot.labels:
             outputs[_RESPONSES] = responses(piece, snapshot)
+            shown = screen is None or screen.shows(_RELEVANCY)
+            outputs[_RELEVANCY] = relevancies(piece, snapshot.relevancy if shown else None)
         if edits:
             assert snapshot is not None
             assert piece.samples is not None
@@ -210,7 +212,7 @@ def _whole(
         shown = nothing_to_show(rgb)
     else:
         shown = outlined(pictures(rgb, found, snapshot.decide_view(found), snapshot), snapshot)
-        shown[_EDITED] = rgb
+        shown |= {_RELEVANCY: whole.pop(_RELEVANCY), _EDITED: rgb}
         shares = shares_of(found, snapshot)
     if screen is not None:
         screen.queried += queried
