@@ -211,8 +211,7 @@ def test_relevancy_is_an_output_and_needs_no_teacher(run: jn.Run, monkeypatch: p
     notes = replace(notes, annotations=Annotations.model_validate_json(notes.annotations.model_dump_json()))
     monkeypatch.setattr(OracleConfig, "setup", lambda *_, **__: pytest.fail("a teacher was set up"))
     found, truth = rendered(run, notes.annotations), truth_of(run.pipeline.datamanager.frames("eval")[0])
-    assert found[truth == wall].mean() > 0.9
-    assert found[truth != wall].mean() < 0.5
+    assert found[truth == wall].mean() > found[truth != wall].mean() + 0.3
     ids = {label.name: label.id for label in notes.annotations.labels}
     clicked = select(notes.annotations, ids["other"])
     seed = notes.annotations.seeds[0]
