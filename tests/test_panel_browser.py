@@ -29,7 +29,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def someone(room: Room, chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("viewer")
-    config = room.copy(folder / "run")
+    config = room.copy_that_knows_words(folder / "run")
     with ViewerProcess.view(config, folder) as viewer, user_of(room, config, viewer, chromium) as found:
         yield found
 
@@ -99,6 +99,30 @@ def test_one_click_selects_the_object_that_is_there(user: User, name: str):
     user.click_on(thing)
     found = user.show_mask()
     assert iou(found, thing.mask) >= (0.8 if name == CHAIR else 0.75)
+
+
+def test_words_select_the_thing_that_they_name(user: User):
+    chair = user.room.best_view(CHAIR)
+    user.tab.fill("Words", "absent 3")
+    user.tab.press("Find")
+    user.wait_for_status("nothing like **absent 3** here")
+    user.tab.fill("Words", CHAIR)
+    user.tab.press("Find")
+    assert "Only a part of it? Press **Larger**" in user.wait_for_status(f"found **{CHAIR}** at ")
+    saved = user.wait_until_saved(lambda saved: saved["seeds"])
+    assert [(label["name"], seed["kind"]) for label, seed in zip(saved["labels"], saved["seeds"], strict=True)] == [
+        (CHAIR, "text")
+    ]
+    assert user.tab.gui("Output type")["value"] == "selection_overlay"
+    assert iou(user.show_mask(), chair.mask) >= 0.7
+    user.tab.choose("Show", "Relevancy")
+    user.wait_until_saved(lambda saved: saved["seeds"])
+    relevancy = user.numbers("relevancy")[..., 0]
+    assert relevancy[chair.mask].mean() > relevancy[~chair.mask].mean() + 0.4
+    user.click_on(user.room.best_view("table wooden"), button="Not this")
+    assert [seed["negative"] for seed in user.saved()["seeds"]] == [False, True]
+    user.tab.press("Propagate")
+    user.wait_until_shown("labels_overlay")
 
 
 def test_sliders_change_the_view_without_asking_the_field_again(user: User):

@@ -303,6 +303,8 @@ def test_relevancy_of_all_photos_by_the_feature_field(run: jn.Run, config_path: 
             mask = np.asarray(Image.open(tmp_path / "found" / "masks" / f"{frame.path.stem}.png")) > 0
             truth = truth_of(frame).numpy() == wall
             assert mask[truth].mean() > mask[~truth].mean() + 0.3
+        assert not (tmp_path / "found" / "edited").exists()
+        check_edits_and_labels(run, config_path, tmp_path, "wall")
         with pytest.raises(UserError, match="leave them out with --text"):
             tyro.cli(Query, args=[*query, "wall", "--click", "1", "1"]).main()
         with pytest.raises(UserError, match="what to look for"):
@@ -315,6 +317,43 @@ def test_relevancy_of_all_photos_by_the_feature_field(run: jn.Run, config_path: 
         assert ask(run, "wall").places
     finally:
         (config_path.parent / "feature_field.pt").unlink()
+
+
+def check_edits_and_labels(run: jn.Run, config_path: Path, tmp_path: Path, name: str) -> None:
+    """A thing that is asked for by words and by a pixel is painted, and kept as a label that stands on it."""
+    data, file = run.pipeline.datamanager, config_path.parent / "annotations.json"
+    identity = next(key for key, value in _classes(run).items() if value == name)
+    photo = data.frames("train")[0]
+    row, column = (truth_of(photo) == identity).nonzero()[7].tolist()
+    ways = {"text": ["--text", name], "click": ["--image", photo.path.name, "--click", str(column), str(row)]}
+    for kind, asked in ways.items():
+        command = ["--load-config", str(config_path), "--output-dir", str(tmp_path / kind), "--split", "test", *asked]
+        paint = ["--edit", "recolour", "--colour", "255", "0", "0"]
+        assert tyro.cli(Query, args=[*command, *paint]).main()
+        assert not file.exists()
+        with pytest.raises(UserError, match="is there already"):
+            tyro.cli(Query, args=[*command, *paint]).main()
+        frame, view = data.frames("eval")[0], data.eval_dataset.cameras[:1]
+        shown = np.asarray(Image.open(tmp_path / kind / "edited" / f"{frame.path.stem}.png")).astype(float) / 255
+        plain = run.pipeline.model.get_outputs_for_camera(view)["rgb"].numpy()
+        truth = truth_of(frame).numpy() == identity
+        redder = (shown - plain)[..., 0] - (shown - plain)[..., 1]
+        assert redder[truth].mean() > redder[~truth].mean() + 0.1
+        kept = [*command, "--overwrite", "--label", "house", "--edit", "remove"]
+        tyro.cli(Query, args=kept).main()
+        saved = read_annotations(file)
+        places = [place for seed in saved.seeds for place in (seed.places if isinstance(seed, TextSeed) else [seed])]
+        assert {seed.kind for seed in saved.seeds} == {kind}
+        assert share_of(run, tuple(places), name) > 0.7  # pyright: ignore[reportArgumentType]
+        assert [(edit.kind, edit.label) for edit in saved.edits] == [("remove", 1)]
+        assert (saved.labels[0].name, saved.view.selected) == ("house", 1)
+        file.unlink()
+    with pytest.raises(UserError, match="lower --threshold"):
+        tyro.cli(Query, args=[*command, "--overwrite", "--label", "a", "--threshold", "2"]).main()
+    with pytest.raises(UserError, match="--colour belongs to --edit recolour"):
+        tyro.cli(Query, args=[*command, "--colour", "1", "2", "3"]).main()
+    with pytest.raises(UserError, match="label"):
+        tyro.cli(Query, args=[*command, "--label", " "]).main()
 
 
 def _classes(run: jn.Run) -> dict[int, str]:

@@ -164,10 +164,33 @@ class Words:
         fits = (score >= max(THERE, SUREST * asked.stands_out)) & (relevant > 0.5)
         if not bool(fits.any()):
             return asked
-        fits &= alone >= alone[fits].median()  # beside an outline a pixel may resonate with what it is not
-        chosen = fits.nonzero()[:, 0][spread_places(seen.points[fits], score[fits], PLACES)]
-        places = tuple(self._place(pixel) for pixel in self._pixels[seen.hit][chosen].tolist())
+        places = self._places(fits, alone, score, seen)
         return asked._replace(places=places, relevancy=_kept(relevant, seen.hit), photos=len(self._originals.sizes))
+
+    def likest(self, query: Float[Tensor, "features"], features: Sampler, threshold: float) -> tuple[Place, ...]:
+        """Return the places of a vector of features, such as a pixel's or a picture's, as those of words are found.
+
+        Args:
+            query: the vector.
+            features: of training pixels, in the vector's space.
+            threshold: cosine that a place reaches at least; none is returned where nothing does.
+        """
+        seen = self._look()
+        alone = _cosines(self._sample(features), F.normalize(query.float().cpu(), dim=0)[None])[seen.hit]
+        score = smoothed(alone, seen.jacobians, NEIGHBOURS)[:, 0]
+        fits = score >= threshold
+        return self._places(fits, alone[:, 0], score, seen) if bool(fits.any()) else ()
+
+    def _places(
+        self, fits: Bool[Tensor, "places"], alone: Float[Tensor, "places"], score: Float[Tensor, "places"], seen: _Seen
+    ) -> tuple[Place, ...]:
+        """Return the best of the places that fit and others that are spread over the scene, of the better half alone.
+
+        Beside an outline a pixel may resonate with what it is not.
+        """
+        fits = fits & (alone >= alone[fits].median())
+        chosen = fits.nonzero()[:, 0][spread_places(seen.points[fits], score[fits], PLACES)]
+        return tuple(self._place(pixel) for pixel in self._pixels[seen.hit][chosen].tolist())
 
     def own_teacher(self) -> TextTeacher:
         """Return the teacher that the run was trained with.
