@@ -82,13 +82,7 @@ def test_a_click_tints_and_outlines_the_thing_and_is_saved_within_a_second(user:
     np.testing.assert_allclose(shown[rest], 0.7 * plain[rest], atol=2)
     assert 10 < abs(shown.astype(int) - plain)[selected].mean() < 80
     user.tab.choose("Show", "Resonance")
-
-    def is_red() -> bool:
-        """Turbo: red answers, blue does not. The last frame may still be a small one."""
-        frame = user.tab.frame().astype(int)
-        return frame.shape[:2] == user.size and (frame[chair.mask][:, 0] > frame[chair.mask][:, 2]).mean() > 0.8
-
-    user.tab.wait_until(is_red, "the heat map")
+    user.tab.wait_until(lambda: user.is_heat_map_of(chair), "the heat map")
     assert "| **object 1** | 1 | 0 |" in user.tab.markdown("in view")
 
 
@@ -115,10 +109,10 @@ def test_words_select_the_thing_that_they_name(user: User):
     ]
     assert user.tab.gui("Output type")["value"] == "selection_overlay"
     assert iou(user.show_mask(), chair.mask) >= 0.7
-    user.tab.choose("Show", "Relevancy")
-    user.wait_until_saved(lambda saved: saved["seeds"])
     relevancy = user.numbers("relevancy")[..., 0]
     assert relevancy[chair.mask].mean() > relevancy[~chair.mask].mean() + 0.4
+    user.tab.choose("Show", "Relevancy")
+    user.tab.wait_until(lambda: user.is_heat_map_of(chair), "the heat map")
     user.click_on(user.room.best_view("table wooden"), button="Not this")
     assert [seed["negative"] for seed in user.saved()["seeds"]] == [False, True]
     user.tab.press("Propagate")
