@@ -1,5 +1,6 @@
 """Words: where they fit, whether they are there at all, and as seeds of labels."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_rays_of_a_text_are_those_of_its_places_in_the_seeds_order(run: jn.Run):
     assert found.index.tolist() == [0, 1, 1, 2]
     torch.testing.assert_close(found.rays.directions, expected.rays.directions)
     torch.testing.assert_close(found.rays.origins, expected.rays.origins)
+
+
+def test_files_of_the_version_before_are_read_written_and_read_again(tmp_path: Path):
+    old = SEED.model_dump(exclude={"relevancy", "photos"})
+    content = {"version": 2, "labels": [{"id": 1, "name": "chair", "colour": [1, 2, 3]}], "seeds": [old]}
+    file = tmp_path / "annotations.json"
+    for version, seeds in ((2, (SEED,)), (1, ())):
+        file.write_text(json.dumps({**content, "version": version, "seeds": [old][: len(seeds)]}))
+        found = read_annotations(file)
+        assert (found.version, found.seeds) == (2, seeds)
+        write_annotations(file, found)
+        assert read_annotations(file) == found
 
 
 @pytest.mark.parametrize(
@@ -282,6 +295,34 @@ def test_words_are_compared_with_others_than_themselves():
 def test_bad_input_is_one_line(config_path: Path, options: list[str], message: str):
     with pytest.raises(UserError, match=message) as caught:
         tyro.cli(Annotate, args=["--load-config", str(config_path), *options]).main()
+    assert "\n" not in str(caught.value)
+
+
+def test_words_of_another_model_than_the_features_are_one_line(run: jn.Run, config_path: Path, tmp_path: Path):
+    for frame in run.pipeline.datamanager.frames("train"):
+        np.save(tmp_path / f"{frame.path.stem}.npy", np.ones((3, 4, 5), np.float32))
+    np.save(tmp_path / "words.npy", np.eye(3, 7))
+    (tmp_path / "words.txt").write_text("wall\nfloor\nsofa\n")
+    command = ["--load-config", str(config_path), "--label", "a", "--text", "wall", "precomputed"]
+    with pytest.raises(UserError, match="the features have 5 dimensions and the words 7: they are of different models"):
+        tyro.cli(Annotate, args=[*command, "--folder", str(tmp_path), "--texts", str(tmp_path / "words.npy")]).main()
+    assert not (config_path.parent / "annotations.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", ""], "empty text given"),
+        (["--text", "x" * 10_000], "a text of 10,000 characters given"),
+        (["--text", "a\x1bb"], r"control character U\+001B"),
+        (["--text", "wall", "--against", "\t"], "empty text given"),
+        (["--click", "1", "1", "--against", "wall"], "what to look for"),
+    ],
+)
+def test_queries_that_cannot_be_asked_are_one_line(tmp_path: Path, options: list[str], message: str):
+    common = ["--load-config", str(tmp_path / "config.yml"), "--output-dir", str(tmp_path)]
+    with pytest.raises(UserError, match=message) as caught:
+        tyro.cli(Query, args=[*common, *options]).main()
     assert "\n" not in str(caught.value)
 
 
