@@ -20,7 +20,7 @@ from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     folder = tmp_path_factory.mktemp("panel_words")
-    config = tiny_config(tiny_capture(folder / "room"), folder / "out", steps=30)
+    config = tiny_config(tiny_capture(folder / "room"), folder / "out", steps=8)
     config.pipeline.datamanager.extractor = OracleConfig(noise=0.1, patch_size=1, by_name=True)
     trainer = start(config)
     trainer.train()
