@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jacobinerf_ns.annotations.rays import rays_through
 from jacobinerf_ns.annotations.schema import Place, TextSeed
+from jacobinerf_ns.compat.console import quiet_nerfstudio
 from jacobinerf_ns.core.jacobian import NORM_EPS
 from jacobinerf_ns.core.relevancy import relevancy, smoothed, spread_places, stands_out
 from jacobinerf_ns.datamanager import FeatureDataManager
@@ -236,7 +237,8 @@ class Words:
 
     @cached_property
     def _originals(self) -> _Originals:
-        listed = self._data.originals("train")
+        with quiet_nerfstudio():
+            listed = self._data.originals("train")
         sizes = torch.cat([listed.cameras.width, listed.cameras.height], dim=-1).tolist()
         return _Originals(list(listed.image_filenames), [(width, height) for width, height in sizes])
 

@@ -73,8 +73,7 @@ class Run:
             UserError: words that cannot be asked, or a teacher that knows none or cannot be had.
         """
         extractor = None if teacher is None else teacher.setup(device=self.pipeline.model.device)
-        with quiet_nerfstudio():
-            return self.pipeline.words.find(words, against, extractor)
+        return self.pipeline.words.find(words, against, extractor)
 
     def photos(self, split: Split = "all", full_resolution: bool = False) -> tuple[Photo, ...]:
         """List the photos of a split: their names, files, sizes and cameras (`list_photos`)."""
