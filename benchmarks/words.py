@@ -36,9 +36,9 @@ from jacobinerf_ns.files.index_maps import VOID_ID
 from jacobinerf_ns.labels.responses import responses
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.truth import read_truth
+from jacobinerf_ns.labels.words import Answer
 from jacobinerf_ns.progress import track
 from jacobinerf_ns.run.opened import Run, open_run
-from jacobinerf_ns.run.words import Answer, find_words
 from jacobinerf_ns.tasks.feature_field.training import distil
 
 _NO_SUCH = """
@@ -84,8 +84,8 @@ class Words:
         present = sorted({int(i) for view in train for i in view.unique()} - {VOID_ID})
         known = data.train_dataparser_outputs.metadata["classes"]
         names = {identity: known[identity] for identity in present}
-        answers = {identity: find_words(run.pipeline, run.photos("train"), name) for identity, name in names.items()}
-        false = [name for name in ABSENT if find_words(run.pipeline, run.photos("train"), name).places]
+        answers = {identity: run.pipeline.words.find(name) for identity, name in names.items()}
+        false = [name for name in ABSENT if run.pipeline.words.find(name).places]
         fields = TrainedFields(run.pipeline, None)
         fitted = {"one word": self._by_words(fields, run, names, answers, PropagationConfig())}
         fitted["one word, J-NeRF+"] = self._by_words(fields, run, names, answers, JNERF_PLUS)

@@ -1,5 +1,6 @@
 """Adds the teacher's features at the anchors to each training batch."""
 
+import copy
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -188,6 +189,13 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 split, open_store(extractor.setup(device=self.device), self.frames("train"), folder)
             )
         return open_store(extractor.setup(device=self.device), self.frames(split), folder)
+
+    def originals(self, split: str) -> DataparserOutputs:
+        """Return the photos of a split (`train`, or `test_split`) before any downscaling; no image is opened."""
+        parser = copy.copy(self.dataparser)
+        if hasattr(parser, "downscale_factor"):
+            setattr(parser, "downscale_factor", 1)  # noqa: B010 (only some parsers have it)
+        return parser.get_dataparser_outputs(split=split)
 
     def frames(self, split: Literal["train", "eval"]) -> list[Frame]:
         """Return the images of a split, as extractors want them."""

@@ -28,7 +28,7 @@ from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_imple
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import ChunkSize
 from jacobinerf_ns.labels.outputs import nothing_to_show, pictures
-from jacobinerf_ns.labels.responses import answers
+from jacobinerf_ns.labels.responses import answers, relevancies
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.traces import Piece, Traced
@@ -204,9 +204,12 @@ class JacobiNeRFModel(NerfactoModel):
         rgb, snapshot = traced.outputs["rgb"], self._current_snapshot()
         if snapshot is None or not snapshot.labels:
             return {**traced.outputs, **nothing_to_show(rgb)}
-        found = answers(Piece(traced), snapshot)
+        piece = Piece(traced)
+        found = answers(piece, snapshot)
         shown = pictures(rgb, found, snapshot.decide(found), snapshot)
-        return {**traced.outputs, **shown, "edited": edited_colour(self.trace, ray_bundle, traced, snapshot)}
+        relevancy = relevancies(piece, snapshot.relevancy)
+        edited = edited_colour(self.trace, ray_bundle, traced, snapshot)
+        return {**traced.outputs, **shown, "relevancy": relevancy, "edited": edited}
 
     @property
     def rays_at_once(self) -> int:

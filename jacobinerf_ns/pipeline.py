@@ -1,7 +1,9 @@
 """Joins datamanager, model and annotations, and loads checkpoints without tolerance."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,11 +26,12 @@ from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.errors import at_the_door, one_line_exit
 from jacobinerf_ns.features.field_teacher import Sight, SurfacesState, surfaces_in
-from jacobinerf_ns.labels.keeper import LabelKeeper, LabelMaker
+from jacobinerf_ns.labels.keeper import POOL_RAYS, LabelKeeper, LabelMaker
 from jacobinerf_ns.labels.scores import annotated_scores, scored_ids
 from jacobinerf_ns.labels.tracer import in_eval_mode
 from jacobinerf_ns.labels.truth import read_truth
 from jacobinerf_ns.labels.views import label_view
+from jacobinerf_ns.labels.words import Answer, Words, knows_words
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.panel.panel import Panel
 
@@ -128,7 +131,21 @@ class JacobiNeRFPipeline(VanillaPipeline):
             names = data.train_dataparser_outputs.image_filenames
             return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
 
-        return LabelMaker(self.model, rays_of, self.random_training_rays)
+        return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras))
+
+    @cached_property
+    def words(self) -> Words:
+        """What looks for words in the training photos."""
+        return Words(self.model, self.datamanager, self.random_training_pixels(POOL_RAYS))
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether the run's own teacher can be asked in words."""
+        return knows_words(self.datamanager)
+
+    def find_words(self, words: str, lock: AbstractContextManager[Any]) -> Answer:
+        """Look for words, with a lock around what asks the field."""
+        return self.words.find(words, lock=lock)
 
     def random_training_rays(self, count: int) -> RayBundle:
         """Rays of pixels drawn from all training images, the same ones every time."""

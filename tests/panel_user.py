@@ -153,6 +153,17 @@ class User:
         self.tab.choose("Output type", output)
         return self.wait_until_shown(output)[..., 0] > 127
 
+    def is_heat_map_of(self, thing: ObjectView) -> bool:
+        """Whether the screen shows Turbo's red, which answers, on a thing, and mostly blue elsewhere.
+
+        The last frame may still be a small one.
+        """
+        frame = self.tab.frame().astype(int)
+        if frame.shape[:2] != self.size:
+            return False
+        red = frame[..., 0] > frame[..., 2]
+        return bool(red[thing.mask].mean() > 0.8 and red[~thing.mask].mean() < 0.5)
+
     def marks(self) -> list[tuple[str, tuple[int, int, int]]]:
         """Shape (sphere, cube) and colour of the marks in the scene."""
         found = [node for name, node in self.tab.heard.nodes.items() if name.startswith("/jacobinerf/seed_")]

@@ -251,5 +251,7 @@ def test_bad_input_is_one_line(config_path, run, feature_field, tmp_path):
         Query(config_path, tmp_path, image="0000", click=(24, 1)).main()
     with pytest.raises(UserError, match=r"no image 'nobody.png' among the 4 training images"):
         Query(config_path, tmp_path, image="nobody.png", click=(1, 1)).main()
+    with pytest.raises(UserError, match="this run's teacher knows no words: name one that does"):
+        Query(config_path, tmp_path, text="wall").main()
     assert not list(tmp_path.iterdir())
     assert feature_field_files.feature_field_path(run).exists()

@@ -29,7 +29,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def someone(room: Room, chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("viewer")
-    config = room.copy(folder / "run")
+    config = room.copy_that_knows_words(folder / "run")
     with ViewerProcess.view(config, folder) as viewer, user_of(room, config, viewer, chromium) as found:
         yield found
 
@@ -82,13 +82,7 @@ def test_a_click_tints_and_outlines_the_thing_and_is_saved_within_a_second(user:
     np.testing.assert_allclose(shown[rest], 0.7 * plain[rest], atol=2)
     assert 10 < abs(shown.astype(int) - plain)[selected].mean() < 80
     user.tab.choose("Show", "Resonance")
-
-    def is_red() -> bool:
-        """Turbo: red answers, blue does not. The last frame may still be a small one."""
-        frame = user.tab.frame().astype(int)
-        return frame.shape[:2] == user.size and (frame[chair.mask][:, 0] > frame[chair.mask][:, 2]).mean() > 0.8
-
-    user.tab.wait_until(is_red, "the heat map")
+    user.tab.wait_until(lambda: user.is_heat_map_of(chair), "the heat map")
     assert "| **object 1** | 1 | 0 |" in user.tab.markdown("in view")
 
 
@@ -99,6 +93,30 @@ def test_one_click_selects_the_object_that_is_there(user: User, name: str):
     user.click_on(thing)
     found = user.show_mask()
     assert iou(found, thing.mask) >= (0.8 if name == CHAIR else 0.75)
+
+
+def test_words_select_the_thing_that_they_name(user: User):
+    chair = user.room.best_view(CHAIR)
+    user.tab.fill("Words", "absent 3")
+    user.tab.press("Find")
+    user.wait_for_status("nothing like **absent 3** here")
+    user.tab.fill("Words", CHAIR)
+    user.tab.press("Find")
+    assert "Only a part of it? Press **Larger**" in user.wait_for_status(f"found **{CHAIR}** at ")
+    saved = user.wait_until_saved(lambda saved: saved["seeds"])
+    assert [(label["name"], seed["kind"]) for label, seed in zip(saved["labels"], saved["seeds"], strict=True)] == [
+        (CHAIR, "text")
+    ]
+    assert user.tab.gui("Output type")["value"] == "selection_overlay"
+    assert iou(user.show_mask(), chair.mask) >= 0.7
+    relevancy = user.numbers("relevancy")[..., 0]
+    assert relevancy[chair.mask].mean() > relevancy[~chair.mask].mean() + 0.4
+    user.tab.choose("Show", "Relevancy")
+    user.tab.wait_until(lambda: user.is_heat_map_of(chair), "the heat map")
+    user.click_on(user.room.best_view("table wooden"), button="Not this")
+    assert [seed["negative"] for seed in user.saved()["seeds"]] == [False, True]
+    user.tab.press("Propagate")
+    user.wait_until_shown("labels_overlay")
 
 
 def test_sliders_change_the_view_without_asking_the_field_again(user: User):

@@ -1,7 +1,11 @@
 """Words: where they fit, whether they are there at all, and as seeds of labels."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from PIL import Image
 from tiny import start, tiny_config
 
 import jacobinerf_ns as jn
+from jacobinerf_ns.annotations.changes import select
 from jacobinerf_ns.annotations.formats.seeds_io import export_seeds
 from jacobinerf_ns.annotations.rasterise import rasterise
 from jacobinerf_ns.annotations.rays import seed_rays
@@ -27,7 +32,9 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
 from jacobinerf_ns.features.surfaces import SurfacesConfig
 from jacobinerf_ns.files.index_maps import read_label_map
-from jacobinerf_ns.run.words import compared_with, find_words
+from jacobinerf_ns.labels.responses import relevancies
+from jacobinerf_ns.labels.snapshot import Relevancy
+from jacobinerf_ns.labels.words import compared_with
 from jacobinerf_ns.tasks.words import ask
 
 BY_NAME = OracleConfig(noise=0.5, patch_size=2, by_name=True)
@@ -100,6 +107,18 @@ def test_rays_of_a_text_are_those_of_its_places_in_the_seeds_order(run: jn.Run):
     torch.testing.assert_close(found.rays.origins, expected.rays.origins)
 
 
+def test_files_of_the_version_before_are_read_written_and_read_again(tmp_path: Path):
+    old = SEED.model_dump(exclude={"relevancy", "photos"})
+    content = {"version": 2, "labels": [{"id": 1, "name": "chair", "colour": [1, 2, 3]}], "seeds": [old]}
+    file = tmp_path / "annotations.json"
+    for version, seeds in ((2, (SEED,)), (1, ())):
+        file.write_text(json.dumps({**content, "version": version, "seeds": [old][: len(seeds)]}))
+        found = read_annotations(file)
+        assert (found.version, found.seeds) == (2, seeds)
+        write_annotations(file, found)
+        assert read_annotations(file) == found
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -107,6 +126,8 @@ def test_rays_of_a_text_are_those_of_its_places_in_the_seeds_order(run: jn.Run):
         ({"words": "x" * 10_000}, "words"),
         ({"words": "a\x00b"}, "control character"),
         ({"places": ()}, "places"),
+        ({"relevancy": "?"}, "the relevancy is no base64"),
+        ({"relevancy": "A" * 100_000}, "relevancy"),
         ({"places": (PLACES[0].model_copy(update={"pixel": (24, 0)}),)}, r"pixel \(24, 0\) is outside of a"),
     ],
 )
@@ -184,6 +205,45 @@ def test_what_is_said_is_a_label_as_any_other(run: jn.Run, config_path: Path):
         (config_path.parent / "annotations.json").unlink()
 
 
+def rendered(run: jn.Run, annotations: Annotations) -> torch.Tensor:
+    """The output `relevancy` of a held-out view."""
+    model, maker = run.pipeline.model, run.pipeline.label_maker()
+    model.label_source = lambda: maker.snapshot_of(annotations, Path())
+    try:
+        outputs = model.get_outputs_for_camera(run.pipeline.datamanager.eval_dataset.cameras[:1])
+        rays = run.pipeline.random_training_rays(50)
+        assert model(rays)["relevancy"].shape == (50, 1)
+    finally:
+        model.label_source = None
+    return outputs["relevancy"][..., 0]
+
+
+def test_relevancy_is_an_output_and_needs_no_teacher(run: jn.Run, monkeypatch: pytest.MonkeyPatch):
+    (wall,) = (key for key, name in _classes(run).items() if name == "wall")
+    notes = run.annotations.say("house", "wall").click("other", run.photos("train")[0].path.name, (3, 3))
+    notes = replace(notes, annotations=Annotations.model_validate_json(notes.annotations.model_dump_json()))
+    monkeypatch.setattr(OracleConfig, "setup", lambda *_, **__: pytest.fail("a teacher was set up"))
+    found, truth = rendered(run, notes.annotations), truth_of(run.pipeline.datamanager.frames("eval")[0])
+    assert found[truth == wall].mean() > found[truth != wall].mean() + 0.3
+    ids = {label.name: label.id for label in notes.annotations.labels}
+    clicked = select(notes.annotations, ids["other"])
+    seed = notes.annotations.seeds[0]
+    assert isinstance(seed, TextSeed)
+    elsewhere = notes.annotations.model_copy(update={"seeds": (seed.model_copy(update={"photos": 99}),)})
+    older = notes.annotations.model_copy(update={"seeds": (seed.model_copy(update={"relevancy": ""}),)})
+    for annotations in (clicked, elsewhere, older):
+        assert not rendered(run, annotations).any()
+
+
+def test_a_ray_is_as_relevant_as_what_it_resonates_with_most():
+    vectors = torch.eye(6)[:, :6]
+    jacobians = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]])
+    known = Relevancy(vectors, torch.tensor([1.0, 0.5, 0.5, 0.0, 0.25, 0.25]))
+    piece: Any = SimpleNamespace(jacobians=jacobians)
+    torch.testing.assert_close(relevancies(piece, known), torch.tensor([[0.5], [0.25]]))
+    assert relevancies(piece, None).tolist() == [[0.0], [0.0]]
+
+
 def test_another_teacher_is_named_at_the_end(run: jn.Run, config_path: Path):
     config = run.pipeline.datamanager.config
     own, config.extractor = config.extractor, HandcraftedConfig(cell=2)
@@ -206,7 +266,7 @@ def test_features_and_words_of_different_models_are_refused(run: jn.Run):
     with pytest.raises(
         UserError, match="the features have 5 dimensions and the words 64: they are of different models"
     ):
-        find_words(run.pipeline, run.photos("train"), "wall", features=lambda pixels: torch.zeros(len(pixels), 5))
+        run.pipeline.words.find("wall", features=lambda pixels: torch.zeros(len(pixels), 5))
 
 
 def test_words_are_compared_with_others_than_themselves():
@@ -238,6 +298,34 @@ def test_bad_input_is_one_line(config_path: Path, options: list[str], message: s
     assert "\n" not in str(caught.value)
 
 
+def test_words_of_another_model_than_the_features_are_one_line(run: jn.Run, config_path: Path, tmp_path: Path):
+    for frame in run.pipeline.datamanager.frames("train"):
+        np.save(tmp_path / f"{frame.path.stem}.npy", np.ones((3, 4, 5), np.float32))
+    np.save(tmp_path / "words.npy", np.eye(3, 7))
+    (tmp_path / "words.txt").write_text("wall\nfloor\nsofa\n")
+    command = ["--load-config", str(config_path), "--label", "a", "--text", "wall", "precomputed"]
+    with pytest.raises(UserError, match="the features have 5 dimensions and the words 7: they are of different models"):
+        tyro.cli(Annotate, args=[*command, "--folder", str(tmp_path), "--texts", str(tmp_path / "words.npy")]).main()
+    assert not (config_path.parent / "annotations.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", ""], "empty text given"),
+        (["--text", "x" * 10_000], "a text of 10,000 characters given"),
+        (["--text", "a\x1bb"], r"control character U\+001B"),
+        (["--text", "wall", "--against", "\t"], "empty text given"),
+        (["--click", "1", "1", "--against", "wall"], "what to look for"),
+    ],
+)
+def test_queries_that_cannot_be_asked_are_one_line(tmp_path: Path, options: list[str], message: str):
+    common = ["--load-config", str(tmp_path / "config.yml"), "--output-dir", str(tmp_path)]
+    with pytest.raises(UserError, match=message) as caught:
+        tyro.cli(Query, args=[*common, *options]).main()
+    assert "\n" not in str(caught.value)
+
+
 def test_relevancy_of_all_photos_by_the_feature_field(run: jn.Run, config_path: Path, tmp_path: Path, capsys):
     common = ["--load-config", str(config_path)]
     query = [*common, "--output-dir", str(tmp_path / "found"), "--split", "test", "--text"]
@@ -256,6 +344,8 @@ def test_relevancy_of_all_photos_by_the_feature_field(run: jn.Run, config_path: 
             mask = np.asarray(Image.open(tmp_path / "found" / "masks" / f"{frame.path.stem}.png")) > 0
             truth = truth_of(frame).numpy() == wall
             assert mask[truth].mean() > mask[~truth].mean() + 0.3
+        assert not (tmp_path / "found" / "edited").exists()
+        check_edits_and_labels(run, config_path, tmp_path, "wall")
         with pytest.raises(UserError, match="leave them out with --text"):
             tyro.cli(Query, args=[*query, "wall", "--click", "1", "1"]).main()
         with pytest.raises(UserError, match="what to look for"):
@@ -268,6 +358,43 @@ def test_relevancy_of_all_photos_by_the_feature_field(run: jn.Run, config_path: 
         assert ask(run, "wall").places
     finally:
         (config_path.parent / "feature_field.pt").unlink()
+
+
+def check_edits_and_labels(run: jn.Run, config_path: Path, tmp_path: Path, name: str) -> None:
+    """A thing that is asked for by words and by a pixel is painted, and kept as a label that stands on it."""
+    data, file = run.pipeline.datamanager, config_path.parent / "annotations.json"
+    identity = next(key for key, value in _classes(run).items() if value == name)
+    photo = data.frames("train")[0]
+    row, column = (truth_of(photo) == identity).nonzero()[7].tolist()
+    ways = {"text": ["--text", name], "click": ["--image", photo.path.name, "--click", str(column), str(row)]}
+    for kind, asked in ways.items():
+        command = ["--load-config", str(config_path), "--output-dir", str(tmp_path / kind), "--split", "test", *asked]
+        paint = ["--edit", "recolour", "--colour", "255", "0", "0"]
+        assert tyro.cli(Query, args=[*command, *paint]).main()
+        assert not file.exists()
+        with pytest.raises(UserError, match="is there already"):
+            tyro.cli(Query, args=[*command, *paint]).main()
+        frame, view = data.frames("eval")[0], data.eval_dataset.cameras[:1]
+        shown = np.asarray(Image.open(tmp_path / kind / "edited" / f"{frame.path.stem}.png")).astype(float) / 255
+        plain = run.pipeline.model.get_outputs_for_camera(view)["rgb"].numpy()
+        truth = truth_of(frame).numpy() == identity
+        redder = (shown - plain)[..., 0] - (shown - plain)[..., 1]
+        assert redder[truth].mean() > redder[~truth].mean() + 0.1
+        kept = [*command, "--overwrite", "--label", "house", "--edit", "remove"]
+        tyro.cli(Query, args=kept).main()
+        saved = read_annotations(file)
+        places = [place for seed in saved.seeds for place in (seed.places if isinstance(seed, TextSeed) else [seed])]
+        assert {seed.kind for seed in saved.seeds} == {kind}
+        assert share_of(run, tuple(places), name) > 0.7  # pyright: ignore[reportArgumentType]
+        assert [(edit.kind, edit.label) for edit in saved.edits] == [("remove", 1)]
+        assert (saved.labels[0].name, saved.view.selected) == ("house", 1)
+        file.unlink()
+    with pytest.raises(UserError, match="lower --threshold"):
+        tyro.cli(Query, args=[*command, "--overwrite", "--label", "a", "--threshold", "2"]).main()
+    with pytest.raises(UserError, match="--colour belongs to --edit recolour"):
+        tyro.cli(Query, args=[*command, "--colour", "1", "2", "3"]).main()
+    with pytest.raises(UserError, match="label"):
+        tyro.cli(Query, args=[*command, "--label", " "]).main()
 
 
 def _classes(run: jn.Run) -> dict[int, str]:

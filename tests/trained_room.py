@@ -17,6 +17,7 @@ from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.demo.capture import write_capture
 from jacobinerf_ns.evaluation.one_click import centre_pixel
 from jacobinerf_ns.features.oracle import OracleConfig
+from jacobinerf_ns.features.precomputed import PrecomputedConfig
 from jacobinerf_ns.schedulers import DecaySchedulerConfig
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
@@ -91,6 +92,27 @@ class Room:
         saved.pipeline.annotations = run / "annotations.json"
         (run / "config.yml").write_text(yaml.dump(saved))
         return run / "config.yml"
+
+    def copy_that_knows_words(self, folder: Path) -> Path:
+        """The same, with a teacher that knows the names of the instances: noisy vectors of patches, and of texts."""
+        config, random = self.copy(folder), np.random.default_rng(0)
+        names, meta = self.names(), json.loads((self.capture / "transforms.json").read_text())
+        ids = sorted(names)
+        table = random.normal(size=(max(ids) + 1, 64)).astype(np.float32) / 8
+        features, texts = folder / "features", folder / "words.npy"
+        features.mkdir()
+        for index, name in enumerate(meta["train_filenames"]):
+            patches = table[self.truth(index)].reshape(HEIGHT // 4, 4, WIDTH // 4, 4, -1).mean((1, 3))
+            noise = random.normal(size=patches.shape, scale=0.05).astype(np.float32)
+            np.save(features / f"{Path(name).stem}.npy", patches + noise)
+        absent = random.normal(size=(20, 64)).astype(np.float32)
+        np.save(texts, np.concatenate([table[ids], absent]))
+        words = [*(names[i] for i in ids), *(f"absent {i}" for i in range(len(absent)))]
+        texts.with_suffix(".txt").write_text("\n".join(words) + "\n")
+        saved = yaml.load(config.read_text(), Loader=yaml.Loader)
+        saved.pipeline.datamanager.extractor = PrecomputedConfig(folder=features, texts=texts)
+        config.write_text(yaml.dump(saved))
+        return config
 
     def truth(self, index: int, split: str = "train", folder: str = "instances") -> Int[np.ndarray, "height width"]:
         """Ids of a photograph, by its place in its split; `instances` or `semantics`."""

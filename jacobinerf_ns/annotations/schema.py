@@ -8,6 +8,7 @@ centring or scale settings. Colours are 0..255.
 
 from __future__ import annotations
 
+import base64
 import unicodedata
 from collections import Counter
 from dataclasses import fields
@@ -37,6 +38,8 @@ _UNCHOSEN_THRESHOLD = 0.7
 """Version 1 wrote this number into every file, asked or not."""
 MAX_WORDS = 200
 """Characters of a text."""
+MAX_RELEVANCY = 1 << 16
+"""Characters of a text's relevancy."""
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
@@ -234,6 +237,20 @@ class TextSeed(SeedBase):
     stands_out: Finite
     """Deviations of everyday words by which they fit the best place."""
     places: Annotated[tuple[Place, ...], Field(min_length=1, max_length=1000)]
+    relevancy: Annotated[str, Field(max_length=MAX_RELEVANCY)] = ""
+    """How likely the words are at random training pixels, a byte each in base64 (255 is 1): what the output `relevancy`
+    is made of. Empty: not known."""
+    photos: Annotated[int, Field(ge=0)] = 0
+    """Training photos that these pixels were drawn from: of another number of photos they would be others."""
+
+    @field_validator("relevancy")
+    @classmethod
+    def _bytes(cls, value: str) -> str:
+        try:
+            base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError("the relevancy is no base64") from None
+        return value
 
     @field_validator("words")
     @classmethod

@@ -64,6 +64,11 @@ class ClipConfig:
         if folder.is_dir():
             self.model = str(folder.absolute())
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether it can be asked in words."""
+        return True
+
     def setup(self, device: torch.device | str = "cpu") -> "ClipExtractor":
         """Return the extractor with its model on `device`.
 

@@ -38,6 +38,11 @@ class OracleConfig:
     """Make class vectors of the classes' names, which the nearest `classes.json` above a label map gives, instead of
     their ids: captures with other ids then share a feature space, as they do with a real teacher."""
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether it can be asked in words."""
+        return self.by_name
+
     def setup(self, device: torch.device | str = "cpu") -> "OracleExtractor":
         """Return the extractor; it works on the CPU whatever the device."""
         return OracleExtractor(self)

@@ -32,6 +32,11 @@ class PrecomputedConfig:
     """Text embeddings that go with the features (LSeg): a .npy of one row per name, with the names in a .txt beside it,
     one a line, or in a .json list. None: nothing can be asked for in words."""
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether it can be asked in words."""
+        return self.texts is not None
+
     def setup(self, device: torch.device | str = "cpu") -> "PrecomputedExtractor":
         """Return the extractor; it works on the CPU whatever the device."""
         return PrecomputedExtractor(self)

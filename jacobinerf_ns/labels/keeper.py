@@ -1,5 +1,6 @@
 """Keeps the labels that a model renders in step with the annotation file and with the weights."""
 
+import base64
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from jacobinerf_ns.annotations.rays import SeedRays
-from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.annotations.schema import Annotations, TextSeed
 from jacobinerf_ns.annotations.store import AnnotationStore
 from jacobinerf_ns.core.connection import carried_responses, surface_graph
 from jacobinerf_ns.core.jacobian import cosine_response
@@ -33,7 +34,7 @@ from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prot
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.labels.responses import needs_samples, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
-from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot, Mark, SurfacePool
+from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot, Mark, Relevancy, SurfacePool
 from jacobinerf_ns.labels.tracer import Tracer, chunks, in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Piece, nearest_points
 
@@ -115,9 +116,17 @@ class LabelMaker:
         tracer: Tracer,
         seed_rays: Callable[[Annotations, Path], SeedRays],
         random_rays: Callable[[int], RayBundle],
+        photos: int,
     ) -> None:
-        """`seed_rays` turns annotations and their masks' folder into rays, `random_rays` draws training pixels."""
-        self._tracer, self._random_rays = tracer, random_rays
+        """Make labels on a field.
+
+        Args:
+            tracer: the field.
+            seed_rays: turns annotations and the folder of their masks into rays.
+            random_rays: draws training pixels.
+            photos: how many photos these are drawn from.
+        """
+        self._tracer, self._random_rays, self._photos = tracer, random_rays, photos
         self._traces = SeedTraces(tracer, seed_rays)
         self._built: _Built | None = None
         self._surface_pixels: _Surface | None = None
@@ -154,7 +163,21 @@ class LabelMaker:
             opacity=view.opacity,
             edits=tuple(edit for edit in annotations.edits if annotations.seeds_of(edit.label)),
             plateaus=plateaus,
+            relevancy=self._relevancy(annotations),
         )
+
+    @torch.no_grad()
+    def _relevancy(self, annotations: Annotations) -> Relevancy | None:
+        """Return the relevancy of the words that the selected label was asked for in last, if it was."""
+        selected = annotations.view.selected or annotations.labels[0].id
+        texts = [seed for seed in annotations.seeds_of(selected) if isinstance(seed, TextSeed) and not seed.negative]
+        known = [seed.relevancy for seed in texts if seed.relevancy and seed.photos == self._photos]
+        if not known:
+            return None
+        values = torch.frombuffer(bytearray(base64.b64decode(known[-1])), dtype=torch.uint8)[:POOL_RAYS]
+        with in_eval_mode(self._tracer):
+            vectors = self._surface().vectors[: len(values)]
+        return Relevancy(vectors, values.to(vectors) / 255)
 
     def _build(self, annotations: Annotations, folder: Path, needs_surface: bool) -> LabelSnapshot:
         defaults = {name: getattr(PropagationConfig(), name) for name in SHOWN_BY}

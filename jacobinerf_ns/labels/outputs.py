@@ -74,4 +74,5 @@ def nothing_to_show(rgb: Float[Tensor, "*pixels 3"]) -> dict[str, Tensor]:
     empty = LabelSnapshot((), Prototypes(rgb.new_zeros(0, 1), none.long(), none.bool(), none))
     found = rgb.new_zeros(*rgb.shape[:-1], 0)
     nobody = rgb.new_zeros(rgb.shape[:-1])
-    return {**pictures(rgb, Answers(found, found), Decision(nobody.long(), nobody), empty), "edited": rgb}
+    shown = pictures(rgb, Answers(found, found), Decision(nobody.long(), nobody), empty)
+    return {**shown, "relevancy": nobody[..., None], "edited": rgb}

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, centre_shares, label_responses
-from jacobinerf_ns.labels.snapshot import Answers, Connection, LabelSnapshot
+from jacobinerf_ns.labels.snapshot import Answers, Connection, LabelSnapshot, Relevancy
 from jacobinerf_ns.labels.traces import Piece, Traced
 
+RESONANT = 4
+"""Training pixels whose relevancy a ray takes the mean of."""
+_ROWS = 4096
+"""Rays that are compared with training pixels at a time."""
 _BLOCK = 64
 """Prototypes that per-sample responses are taken for at a time: bounds memory with many seeds."""
 
@@ -52,6 +56,22 @@ def connected(
     """Return responses as far as those of the surface around carry them; `near` are points of the connection's tree."""
     around = connection.carried.to(found)[near.to(found.device)]
     return torch.minimum(found, around.amax(-2))
+
+
+def relevancies(piece: Piece, known: Relevancy | None) -> Float[Tensor, "rays 1"]:
+    """Return the relevancy of words to rays, 0..1: the mean of the pixels that a ray resonates with most; 0 of none.
+
+    LERF renders a field of features for it. Here what resonates is taken together, as it is where words are looked for,
+    and neither such a field nor a teacher is needed.
+    """
+    if known is None:
+        return piece.jacobians.new_zeros(len(piece.jacobians), 1)
+    count = min(RESONANT, len(known.values))
+    parts = [
+        known.values[(chunk @ known.vectors.T).topk(count, dim=-1).indices].mean(-1, keepdim=True)
+        for chunk in piece.jacobians.split(_ROWS)
+    ]
+    return torch.cat(parts)
 
 
 def needs_samples(config: PropagationConfig) -> bool:

@@ -30,6 +30,19 @@ class Mark(NamedTuple):
     """Whether it hits a surface."""
 
 
+RELEVANCY_PIXELS = 2048
+"""Random training pixels whose relevancy a text seed keeps."""
+
+
+class Relevancy(NamedTuple):
+    """How likely words are at random training pixels: what the output `relevancy` is made of."""
+
+    vectors: Float[Tensor, "pixels dims"]
+    """Their unit Jacobians."""
+    values: Float[Tensor, "pixels"]
+    """0..1."""
+
+
 class SurfacePool(NamedTuple):
     """Responses at surface points all over the scene: what a pixel's own response is smoothed with."""
 
@@ -79,6 +92,8 @@ class LabelSnapshot:
     marks: tuple[Mark, ...] = ()
     plateaus: tuple[Plateaus, ...] = ()
     """Of each label, the levels at which it can be selected; none where nothing is known of the scene."""
+    relevancy: Relevancy | None = None
+    """Of the words that the selected label was asked for in; None where it was not."""
 
     def levels(self, position: int) -> Plateaus:
         """Return the levels that a label can be selected at, one at least."""

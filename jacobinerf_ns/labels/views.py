@@ -16,7 +16,7 @@ from torch import Tensor
 from jacobinerf_ns.labels.edits import edited_colour
 from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, outlined, pictures
-from jacobinerf_ns.labels.responses import answers, needs_samples
+from jacobinerf_ns.labels.responses import answers, needs_samples, relevancies
 from jacobinerf_ns.labels.snapshot import Answers, LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
@@ -153,7 +153,7 @@ def shares_of(found: Answers, snapshot: LabelSnapshot) -> Mapping[int, float]:
     return {label.id: count / len(held) for label, count in zip(snapshot.labels, counts, strict=True)}
 
 
-_RESPONSES, _CONNECTED, _EDITED = "responses", "connected", "edited"
+_RESPONSES, _CONNECTED, _RELEVANCY, _EDITED = "responses", "connected", "relevancy", "edited"
 
 
 @torch.no_grad()
@@ -177,6 +177,8 @@ def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None)
         outputs = dict(piece.outputs)
         if snapshot is not None and snapshot.labels:
             outputs[_RESPONSES], outputs[_CONNECTED] = answers(piece, snapshot)
+            shown = screen is None or screen.shows(_RELEVANCY)
+            outputs[_RELEVANCY] = relevancies(piece, snapshot.relevancy if shown else None)
         if edits:
             assert snapshot is not None
             assert piece.samples is not None
@@ -211,7 +213,7 @@ def _whole(
     else:
         found = Answers(whole.pop(_RESPONSES), whole.pop(_CONNECTED))
         shown = outlined(pictures(rgb, found, snapshot.decide_view(found), snapshot), snapshot)
-        shown[_EDITED] = rgb
+        shown |= {_RELEVANCY: whole.pop(_RELEVANCY), _EDITED: rgb}
         shares = shares_of(found, snapshot)
     if screen is not None:
         screen.queried += queried

@@ -1,9 +1,10 @@
 """The panel: joins its sections, the annotation store and the screen. It changes annotations; all else is elsewhere."""
 
 import traceback
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -18,6 +19,7 @@ from jacobinerf_ns.compat.render_threads import replace_render_threads, use_rend
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import LabelKeeper
 from jacobinerf_ns.labels.views import KeptViews, Screen, ViewReport
+from jacobinerf_ns.labels.words import Answer
 from jacobinerf_ns.panel import texts
 from jacobinerf_ns.panel.click_section import ClickSection
 from jacobinerf_ns.panel.desk import Desk
@@ -29,6 +31,7 @@ from jacobinerf_ns.panel.opening_view import OpeningView
 from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.show_section import ShowSection
 from jacobinerf_ns.panel.size_section import SizeSection
+from jacobinerf_ns.panel.word_section import WordSection
 from jacobinerf_ns.panel.worker import Worker
 
 CPU_TRAINING_RESOLUTION, CPU_RESOLUTION = 64, 264
@@ -59,6 +62,15 @@ class Host(Protocol):
     @property
     def world(self) -> WorldFrame:
         """The capture's frame, which annotations are in, against the scene's."""
+        ...
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether it can be asked in words."""
+        ...
+
+    def find_words(self, words: str, lock: AbstractContextManager[Any]) -> Answer:
+        """Look for words in the photos, with a lock held while the field is asked."""
         ...
 
     def show_labels(self, path: Path) -> LabelKeeper:
@@ -118,6 +130,8 @@ class Panel(ViewerControl):
             )
             # What everybody needs, in this order; the folders come last.
             self.clicks = ClickSection(desk, server, more)
+            if self._host.knows_words:
+                self.words = WordSection(desk, server, self._host.find_words, self._failed)
             self.sizes = SizeSection(desk, server)
             self.labels = LabelSection(desk, server, labels)
             self.show = ShowSection(desk, server, show, tune)

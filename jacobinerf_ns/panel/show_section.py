@@ -16,6 +16,7 @@ OUTPUTS = {
     "Selection": "selection_overlay",
     "Labels": "labels_overlay",
     "Resonance": "resonance",
+    "Relevancy": "relevancy",
     "Edited": "edited",
 }
 """What people choose from, and the model's output."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from jacobinerf_ns.annotations.schema import Annotations
+from jacobinerf_ns.labels.words import THERE
 
 HELP = """
 1. Press **Click**, then click on a thing in the view: it is tinted and outlined, the rest is dimmed.
@@ -12,6 +13,9 @@ HELP = """
    what is wrong.
 3. Name it under **Name**. For the next thing choose *(new label)* under **Label**, and click on it.
 4. **Propagate** shows all labels at once. **Save masks** writes them as files, for all photos.
+
+Runs whose teacher knows words (`clip`, or `precomputed` with `--texts`) have a field **Words**: instead of clicking,
+type what the thing is, and press **Find**.
 
 While a click is awaited, dragging does not move the camera; **Stop** ends that. Marks: a sphere is a click, a cube says
 *not this*. **Show** → *Resonance* is the heat map of what resonates with the clicks: red answers, blue does not.
@@ -51,6 +55,22 @@ def table(annotations: Annotations, shares: Mapping[int, float], selected: int |
         shown = f"**{name}**" if label.id == selected else name
         rows.append(f"| {shown} | {positive[label.id]} | {negative[label.id]} | {seen} |")
     return "\n".join(rows)
+
+
+def found(words: str, name: str, stands_out: float, places: int) -> str:
+    """Return what words did: how sure it is, on how many places the label stands, and what may be done next."""
+    where = f"at {places} {'place' if places == 1 else 'places'}, which **{plain(name)}** stands on now"
+    advice = "Only a part of it? Press **Larger**, or **Click**. Too much? **Smaller**, or **Not this**."
+    return f"found **{plain(words)}** {where}: {_fits(stands_out)}. {advice}"
+
+
+def not_there(words: str, stands_out: float) -> str:
+    """Return what is said of words that nothing fits."""
+    return f"nothing like **{plain(words)}** here, nothing was added: at best, {_fits(stands_out)}."
+
+
+def _fits(stands_out: float) -> str:
+    return f"it fits {stands_out:.1f} deviations better than everyday words do, from {THERE:g} on it counts"
 
 
 def answer(name: str, share: float, seeds: int, sizes: int) -> str:

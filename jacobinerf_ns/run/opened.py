@@ -23,11 +23,11 @@ from jacobinerf_ns.compat.opening import load_checkpoint
 from jacobinerf_ns.errors import UserError, caught_outside, reason
 from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.labels.keeper import LabelMaker
+from jacobinerf_ns.labels.words import Answer
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 from jacobinerf_ns.run.config_file import read_config
 from jacobinerf_ns.run.labelled_views import Labels
 from jacobinerf_ns.run.photos import Photo, Split, list_photos
-from jacobinerf_ns.run.words import Answer, find_words
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 
 
@@ -73,7 +73,7 @@ class Run:
             UserError: words that cannot be asked, or a teacher that knows none or cannot be had.
         """
         extractor = None if teacher is None else teacher.setup(device=self.pipeline.model.device)
-        return find_words(self.pipeline, self.photos("train"), words, against, extractor)
+        return self.pipeline.words.find(words, against, extractor)
 
     def photos(self, split: Split = "all", full_resolution: bool = False) -> tuple[Photo, ...]:
         """List the photos of a split: their names, files, sizes and cameras (`list_photos`)."""

@@ -1,6 +1,5 @@
 """The photos of a run's capture, each with the camera that renders it, its name and its original size."""
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.errors import UserError
@@ -59,7 +57,7 @@ def list_photos(data: FeatureDataManager, split: Split, full_resolution: bool = 
     photos: dict[str, Photo] = {}
     for part in chosen:
         dataset = datasets[part]
-        listed = _originals(data, "train" if part == "train" else data.test_split)
+        listed = data.originals("train" if part == "train" else data.test_split)
         assert len(listed.image_filenames) == len(dataset.image_filenames), "the dataparser lists other photos now"
         cameras = listed.cameras if full_resolution else dataset.cameras
         for index, path in enumerate(listed.image_filenames):
@@ -102,14 +100,6 @@ def check_capture_is_safe(folder: Path, paths: Sequence[Path], photos: Sequence[
     for path in paths:
         if path.resolve() in own:
             raise UserError(f"{path} is a file of the capture: choose another --output-dir")
-
-
-def _originals(data: FeatureDataManager, split: str) -> DataparserOutputs:
-    """Return the same photos before any downscaling; no image is opened."""
-    parser = copy.copy(data.dataparser)
-    if hasattr(parser, "downscale_factor"):
-        setattr(parser, "downscale_factor", 1)  # noqa: B010 (only some parsers have it)
-    return parser.get_dataparser_outputs(split=split)
 
 
 def _capture_folder(data: FeatureDataManager) -> Path:

@@ -14,9 +14,9 @@ from jacobinerf_ns.core.relevancy import relevancy
 from jacobinerf_ns.features.words import TextTeacher
 from jacobinerf_ns.labels.tracer import in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Traced
+from jacobinerf_ns.labels.words import Answer, Sampler
 from jacobinerf_ns.model import JacobiNeRFModel
 from jacobinerf_ns.run.opened import Run
-from jacobinerf_ns.run.words import Answer, Sampler, find_words, own_teacher
 from jacobinerf_ns.tasks.feature_field.field import FeatureField
 from jacobinerf_ns.tasks.feature_field.files import feature_field_path, load_feature_field
 
@@ -34,10 +34,10 @@ def ask(run: Run, words: str, against: Sequence[str] = (), teacher: TextTeacher 
         UserError: words that cannot be asked, a teacher that knows none, or a feature field of another teacher.
     """
     if teacher is None and feature_field_path(run).exists():
-        own = own_teacher(run.pipeline)
+        own = run.pipeline.words.own_teacher()
         feature_field = load_feature_field(run, own.fingerprint())
-        return find_words(run.pipeline, run.photos("train"), words, against, own, distilled(run, feature_field))
-    return find_words(run.pipeline, run.photos("train"), words, against, teacher)
+        return run.pipeline.words.find(words, against, own, distilled(run, feature_field))
+    return run.pipeline.words.find(words, against, teacher)
 
 
 def distilled(run: Run, feature_field: FeatureField) -> Sampler:
