@@ -15,7 +15,7 @@ from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
 from jacobinerf_ns.compat.unusable_gpu import sign_of_gpu, torch_in_words
 from jacobinerf_ns.core import gathering
-from jacobinerf_ns.errors import UserError, one_line_exit, reason
+from jacobinerf_ns.errors import UserError, one_line_exit, reason, visible
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 FULL_SIZE = ("jacobinerf", "jacobinerf-paper")
@@ -52,7 +52,7 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         """
         if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
             with one_line_exit():
-                CONSOLE.print(self._why_on_the_cpu(), soft_wrap=True)
+                _say(self._why_on_the_cpu())
             self.machine.device_type = "cpu"
         if self.machine.num_devices * self.machine.num_machines > 1:
             prepare_launcher(self.machine.device_type)
@@ -156,7 +156,7 @@ class JacobiNeRFTrainer(Trainer):
         """Resumes a run of ours exactly, or starts from the weights of a plain nerfacto run with fresh optimisers."""
         path = self._checkpoint_path()
         if path is None:
-            CONSOLE.print("No checkpoint given: training from scratch.")
+            _say("No checkpoint given: training from scratch.")
             return
         loaded = checkpoints.read_checkpoint(path)
         step = loaded["step"]
@@ -164,9 +164,7 @@ class JacobiNeRFTrainer(Trainer):
         self.pipeline.load_pipeline(loaded["pipeline"], step)
         if checkpoints.is_nerfacto(checkpoints.model_state(loaded["pipeline"])):
             self._advance_schedules(step + 1)
-            CONSOLE.print(
-                f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.", soft_wrap=True
-            )
+            _say(f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.")
             return
         missing = [key for key in _OF_A_RESUME if not isinstance(loaded.get(key), dict)]
         if missing:
@@ -180,7 +178,7 @@ class JacobiNeRFTrainer(Trainer):
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]
         self._restore_random_state([loaded["random"], *loaded.get("random_of_others", [])], step)
-        CONSOLE.print(f"Resuming {path} after step {step}.", soft_wrap=True)
+        _say(f"Resuming {path} after step {step}.")
 
     def _checkpoint_path(self) -> Path | None:
         config = self.config
@@ -213,6 +211,10 @@ class JacobiNeRFTrainer(Trainer):
             scheduler.last_epoch = step
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = float(rate)
+
+
+def _say(text: str) -> None:
+    CONSOLE.print(visible(text), soft_wrap=True, markup=False)
 
 
 def _random_state(device: str) -> dict[str, Any]:

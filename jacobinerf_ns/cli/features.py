@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
@@ -14,6 +13,7 @@ from jacobinerf_ns.features.field_teacher import SurfacesState
 from jacobinerf_ns.features.preview import write_preview
 from jacobinerf_ns.features.store import FeatureStore, PixelFeatures, open_store
 from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig
+from jacobinerf_ns.progress import PlainConsole
 
 
 @dataclass
@@ -55,10 +55,10 @@ class Features:
             extractor = self.extractor.setup(device=self._device())
             store = open_store(extractor, frames, self.cache_dir, self.feature_dim, self.center_features)
             summary = _summary(store)
-        Console().print(summary, soft_wrap=True, highlight=False)
+        PlainConsole().print(summary, soft_wrap=True, highlight=False)
         if self.preview is not None:
             write_preview(self.preview, frames, store, found)
-            Console().print(f"{self.preview}", soft_wrap=True, highlight=False)
+            PlainConsole().print(f"{self.preview}", soft_wrap=True, highlight=False)
         return store
 
     def _frames(self) -> list[Frame]:

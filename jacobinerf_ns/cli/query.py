@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.text import Text
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     from nerfstudio.cameras.cameras import Cameras
@@ -76,7 +76,7 @@ class Query:
         threshold = usual if self.threshold is None else self.threshold
         found = write_answers(look, planned, threshold)
         line = f"found in {found} of {len(planned)} photos, at a {measure} of {threshold:g} or more: {self.output_dir}"
-        Console().print(line, soft_wrap=True, highlight=False)
+        PlainConsole().print(line, soft_wrap=True, highlight=False)
         return found
 
     def _check_options(self) -> None:
@@ -127,7 +127,7 @@ class Query:
         feature_field = load_feature_field(run, teacher.fingerprint())
         photos, sampler = run.photos("train"), distilled(run, feature_field)
         answer = find_words(run.pipeline, photos, text, self.against, teacher, sampler)
-        Console().print(Text(str(answer)), soft_wrap=True)
+        PlainConsole().print(Text(str(answer)), soft_wrap=True)
         if not answer.places:
             return None
         vectors = teacher.encode([answer.words, *answer.against])

@@ -27,7 +27,7 @@ from jacobinerf_ns.dataparsers.posed_frames import (
     numbered_files,
     read_matrix,
 )
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.errors import UserError, visible
 from jacobinerf_ns.files.index_maps import VOID_ID
 
 TSV_NAME = "scannetv2-labels.combined.tsv"
@@ -180,7 +180,7 @@ def _report_dropped(folder: Path, dropped: list[Path], count: int) -> None:
         raise UserError(f"{line}: expected finite 4x4 camera-to-world matrices")
     if line not in _reported:
         _reported.add(line)
-        print(f"dropped {line}", flush=True)
+        print(f"dropped {visible(line)}", flush=True)
 
 
 def _read_square(path: Path) -> Float[np.ndarray, "4 4"]:
@@ -224,7 +224,7 @@ def _depth_fits(
         line = f"depth of {folder} is left out: by {path} it is {off:.1f} pixels off the photographs"
         if line not in _reported:
             _reported.add(line)
-            print(line, flush=True)
+            print(visible(line), flush=True)
     return off <= _DEPTH_TOLERANCE
 
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
@@ -30,6 +29,7 @@ from jacobinerf_ns.panel.renderer import SteadyRenderer
 from jacobinerf_ns.panel.show_section import ShowSection
 from jacobinerf_ns.panel.size_section import SizeSection
 from jacobinerf_ns.panel.worker import Worker
+from jacobinerf_ns.progress import PlainConsole
 
 CPU_TRAINING_RESOLUTION, CPU_RESOLUTION = 64, 264
 """Longer side of a viewer frame on a CPU, in pixels, at the start: while training, where a frame holds the training
@@ -192,7 +192,7 @@ class Panel(ViewerControl):
             self._worker.stop()
             return
         self.desk.say(f"⚠ That did not work ({texts.plain(repr(error))}). What was saved is as it was.")
-        CONSOLE.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+        PlainConsole().print("".join(traceback.format_exception(error)), highlight=False, soft_wrap=True)
 
     def _render_failed(self, error: Exception) -> None:
         self.desk.do(partial(self._failed, error))
