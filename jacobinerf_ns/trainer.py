@@ -1,27 +1,34 @@
 """Training that survives: paths that mean the same everywhere, whole checkpoints, resumes that go on exactly."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
 from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.compat.event_files import told_once
 from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
 from jacobinerf_ns.compat.unusable_gpu import sign_of_gpu, torch_in_words
 from jacobinerf_ns.core import gathering
 from jacobinerf_ns.errors import UserError, one_line_exit, reason, visible
+from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 FULL_SIZE = ("jacobinerf", "jacobinerf-paper")
 """Methods that are made for a GPU: on a CPU they take days."""
 _OF_A_RESUME = ("optimizers", "schedulers", "scalers", "proposal_sampler", "random")
 """What a checkpoint of ours holds beside the pipeline."""
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
 
@@ -38,6 +45,13 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         """Settle device and paths too; `ns-train` calls this before it prints and saves the config."""
         super().set_timestamp()
         self.settle()
+
+    def save_config(self) -> None:
+        """Write the run's config.yml whole, or say in one line why it cannot be; `ns-train` does so before all else."""
+        path = self.get_base_dir() / "config.yml"
+        _say(f"Saving config to: {path}")
+        with one_line_exit(), writing(path, overwrite=True) as temporary:
+            temporary.write_text(yaml.dump(self), encoding="utf-8")
 
     def setup(self, **kwargs: Any) -> "JacobiNeRFTrainer":
         """Build the trainer."""
@@ -102,15 +116,28 @@ class JacobiNeRFTrainer(Trainer):
         """Build pipeline, optimisers and viewer; bad input ends in one line."""
         if gathering.rank() > 0:
             CONSOLE.quiet = True  # rank 0 says it all
-        with one_line_exit():
+        with one_line_exit(), self._disk_in_words():
             super().setup(test_mode)
         self.pipeline.model.log_every = self.config.logging.steps_per_log
 
     def train(self) -> None:
         """Run the training loop; bad input that only shows there ends in one line too."""
         outputs = self.pipeline.datamanager.train_dataparser_outputs
-        with one_line_exit(), only_the_first_saves(outputs):
+        with one_line_exit(), self._disk_in_words(), told_once(), only_the_first_saves(outputs):
             super().train()
+
+    @contextmanager
+    def _disk_in_words(self) -> Iterator[None]:
+        """Say in one line that the disk is full or read-only: nerfstudio writes logs and transforms by itself."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _OF_DISKS:
+                raise
+            raise UserError(
+                f"{error.filename or self.base_dir} cannot be written ({reason(error)}): free some space; from a "
+                f"checkpoint training goes on with --load-dir {self.checkpoint_dir}"
+            ) from error
 
     def save_checkpoint(self, step: int) -> None:
         """Save model, optimisers and what makes a resume exact, whole or not at all; every process has to call it.

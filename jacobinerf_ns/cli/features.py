@@ -47,6 +47,7 @@ class Features:
         """
         if (self.data is None) == (self.load_config is None):
             raise UserError("--data and --load-config: expected one of them, a capture's folder or a run's config.yml")
+        self._check_preview()
         if isinstance(self.extractor, SurfacesConfig):
             frames, store, found = self._surfaces(self.extractor)
             summary = f"{len(store)} images, {store.dim} dimensions; segments by level: {_counts(found)}"
@@ -60,6 +61,21 @@ class Features:
             write_preview(self.preview, frames, store, found)
             PlainConsole().print(f"{self.preview}", soft_wrap=True, highlight=False)
         return store
+
+    def _check_preview(self) -> None:
+        """Find out before an hour of extracting that the preview would be no PNG, or overwrite a photograph.
+
+        Raises:
+            UserError: it would.
+        """
+        path = self.preview
+        if path is None:
+            return
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise UserError(f"--preview {path}: expected the name of a PNG to write, such as preview.png")
+        capture = None if self.data is None else self.data.parent if self.data.suffix == ".json" else self.data
+        if capture is not None and path.exists() and path.resolve().is_relative_to(capture.resolve()):
+            raise UserError(f"--preview {path} is a file of the capture, and there already: choose another name")
 
     def _frames(self) -> list[Frame]:
         from jacobinerf_ns.datamanager import list_frames
