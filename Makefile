@@ -1,7 +1,7 @@
 # make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
 # make fuzz: 20,000 random files for each reader of files; FUZZ=2000 for fewer.
 # make faults: kill -9 at random moments, 20 times each of five jobs.
-# make soak: two tabs of a viewer, 1,000 random actions, ten minutes of training.
+# make soak: two clients of a viewer, 1,000 random actions, ten minutes of training.
 # make docs: the documentation as a site, in site/.
 # Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
 

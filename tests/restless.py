@@ -126,14 +126,17 @@ class Restless:
 
 
 @contextmanager
-def user_of_a_training(folder: Path, chromium: Browser, **options: object) -> Iterator[User]:
-    """Somebody at the viewer of a training that goes on and on; `options` are further ones of `ns-train`."""
+def viewer_of_a_training(folder: Path, **options: object) -> Iterator[tuple[Room, ViewerProcess]]:
+    """The viewer of a training that goes on and on; `options` are further ones of `ns-train`."""
     capture = write_capture(folder / "room", num_views=12, width=WIDTH, height=HEIGHT)
     command = ["ns-train", "jacobinerf-lite", "--data", capture, "--output-dir", folder / "out", "--timestamp", "run"]
     command += [word for name, value in {**OPTIONS, **options}.items() for word in (f"--{name}", value)]
-    config = folder / "out/room/jacobinerf-lite/run/config.yml"
-    with (
-        ViewerProcess(command, folder, after=TEACHER) as viewer,
-        user_of(Room(capture, config), config, viewer, chromium) as found,
-    ):
+    with ViewerProcess(command, folder, after=TEACHER) as viewer:
+        yield Room(capture, folder / "out/room/jacobinerf-lite/run/config.yml"), viewer
+
+
+@contextmanager
+def user_of_a_training(folder: Path, chromium: Browser) -> Iterator[User]:
+    """Somebody who has opened its page."""
+    with viewer_of_a_training(folder) as (room, viewer), user_of(room, room.config, viewer, chromium) as found:
         yield found
