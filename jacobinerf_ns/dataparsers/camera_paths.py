@@ -32,10 +32,11 @@ def read_camera_path(path: Path) -> dict[str, Any]:
     kind = content.get("camera_type", "perspective")
     if not isinstance(kind, str):
         raise UserError(f"{path}: camera_type is {shortened(kind)}, expected a word such as perspective: {_ADVICE}")
-    size = [content.get(key) for key in ("render_height", "render_width")]
-    if not all(type(side) is int for side in size):
-        raise UserError(f"{path}: render_height and render_width are {size}, expected whole numbers: {_ADVICE}")
-    check_pixels(size, f"{path}: the picture to be rendered")
+    height, width = content.get("render_height"), content.get("render_width")
+    if not isinstance(height, int) or not isinstance(width, int):
+        found = f"{shortened(height)} and {shortened(width)}"
+        raise UserError(f"{path}: render_height and render_width are {found}, expected whole numbers: {_ADVICE}")
+    check_pixels((height, width), f"{path}: the picture to be rendered")
     seconds = _number(content.get("seconds"), f"{path}: seconds", 1e-6, _MAX_SECONDS)
     with_fov = kind.lower() not in _WITHOUT_FOV
     made = [_camera(camera, f"{path}: camera {place}", with_fov) for place, camera in enumerate(cameras)]

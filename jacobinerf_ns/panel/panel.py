@@ -12,6 +12,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
+from jacobinerf_ns.compat.leaving_clients import remember_clients
 from jacobinerf_ns.compat.message_order import keep_messages_in_order
 from jacobinerf_ns.compat.render_threads import replace_render_threads, use_render_threads
 from jacobinerf_ns.errors import UserError
@@ -90,6 +91,7 @@ class Panel(ViewerControl):
         use_render_threads(viewer, self._renderer)
         OpeningView(self._host.photo_cameras).use(self.viser_server)
         keep_messages_in_order()
+        remember_clients(self.viser_server)
         self._take_over()
         self._refresh()
         self._worker.start()
