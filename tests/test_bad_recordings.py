@@ -70,7 +70,7 @@ STRANGE: dict[str, Callable[[Path], object]] = {
     "3 GiB of nothing": _sparse,
     "empty": lambda path: path.write_bytes(b""),
     "no text": lambda path: path.write_bytes(bytes(range(256)) * 9),
-    "one endless line": lambda path: path.write_text("1\t" * 2_000_000),
+    "one endless line": lambda path: path.write_text("1\t" * 200_000),
 }
 PICTURES: dict[str, Callable[[Path], object]] = {
     "400 megapixels": lambda path: png_header(path, 20_000, 20_000),
