@@ -1,7 +1,7 @@
 """The last thing that somebody does on a page counts, also where the page is gone before it is looked at.
 
-viser 0.2.7 takes the new value of a control, and then looks for its client among those who are still there: of one who
-has left, nobody is told of the value, and an exception is printed.
+viser 0.2.7 looks for the client of a click or of a control's new value among those who are still there: of one who has
+left the click is lost, nobody is told of the value, and an exception is printed.
 """
 
 from collections import OrderedDict
@@ -36,3 +36,4 @@ def remember_clients(server: viser.ViserServer) -> None:
 
     server.on_client_connect(came)
     server.get_clients = lambda: _Clients(get_clients(), known)
+    server.scene._get_client_handle = lambda number: server.get_clients()[number]
