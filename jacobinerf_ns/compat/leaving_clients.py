@@ -36,4 +36,4 @@ def remember_clients(server: viser.ViserServer) -> None:
 
     server.on_client_connect(came)
     server.get_clients = lambda: _Clients(get_clients(), known)
-    server.scene._get_client_handle = lambda number: server.get_clients()[number]
+    server.scene._get_client_handle = lambda client_id: server.get_clients()[client_id]
