@@ -1,6 +1,7 @@
 # make demo: the whole way once, on a room that the program makes itself.   make test: the whole suite.
 # make fuzz: 20,000 random files for each reader of files; FUZZ=2000 for fewer.
 # make faults: kill -9 at random moments, 20 times each of five jobs.
+# make soak: two clients of a viewer, 1,000 random actions, ten minutes of training.
 # make docs: the documentation as a site, in site/.
 # Everything lives in .venv; PYTHON chooses the interpreter (3.10 to 3.12).
 
@@ -11,7 +12,7 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 FUZZ ?= 20000
 
-.PHONY: demo test fuzz faults docs install install-test check clean
+.PHONY: demo test fuzz faults soak docs install install-test check clean
 
 demo: .venv/installed
 	$(BIN)/jacobinerf demo $(DEMO_ARGS)
@@ -29,6 +30,9 @@ fuzz: .venv/installed-test
 
 faults: .venv/installed-test
 	$(BIN)/python tests/faults.py
+
+soak: .venv/installed-test
+	$(BIN)/python tests/soak.py
 
 # The variable silences what MkDocs Material says about its own end of life at every start.
 docs: .venv/installed-test

@@ -21,9 +21,11 @@ from jacobinerf_ns.annotations.rays import SeedRays, rays_through, seed_rays
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.annotations.store import AnnotationStore
 from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.compat.camera_paths import check_camera_paths
 from jacobinerf_ns.compat.opening import check_what_is_opened
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
+from jacobinerf_ns.dataparsers.camera_paths import read_camera_path
 from jacobinerf_ns.errors import at_the_door, one_line_exit
 from jacobinerf_ns.features.field_teacher import Sight, SurfacesState, surfaces_in
 from jacobinerf_ns.labels.keeper import POOL_RAYS, LabelKeeper, LabelMaker
@@ -55,6 +57,7 @@ class JacobiNeRFPipelineConfig(VanillaPipelineConfig):
     def setup(self, **kwargs: Any) -> "JacobiNeRFPipeline":
         """Build the pipeline; every `ns-*` command comes through here, so bad input ends here in one line."""
         check_what_is_opened(JacobiNeRFPipeline)
+        check_camera_paths(read_camera_path)
         with one_line_exit():
             return super().setup(**kwargs)
 

@@ -1,27 +1,34 @@
 """Training that survives: paths that mean the same everywhere, whole checkpoints, resumes that go on exactly."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME
 from jacobinerf_ns.compat import checkpoints
+from jacobinerf_ns.compat.event_files import told_once
 from jacobinerf_ns.compat.fair_lock import FairLock
 from jacobinerf_ns.compat.launcher import only_the_first_saves, prepare_launcher
 from jacobinerf_ns.compat.unusable_gpu import sign_of_gpu, torch_in_words
 from jacobinerf_ns.core import gathering
-from jacobinerf_ns.errors import UserError, one_line_exit, reason
+from jacobinerf_ns.errors import UserError, one_line_exit, reason, visible
+from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline, JacobiNeRFPipelineConfig
 
 FULL_SIZE = ("jacobinerf", "jacobinerf-paper")
 """Methods that are made for a GPU: on a CPU they take days."""
 _OF_A_RESUME = ("optimizers", "schedulers", "scalers", "proposal_sampler", "random")
 """What a checkpoint of ours holds beside the pipeline."""
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 _RELATIVE_BY_DESIGN = {"relative_model_dir", "relative_log_dir", "relative_log_filename"}
 
 
@@ -39,6 +46,13 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         super().set_timestamp()
         self.settle()
 
+    def save_config(self) -> None:
+        """Write the run's config.yml whole, or say in one line why it cannot be; `ns-train` does so before all else."""
+        path = self.get_base_dir() / "config.yml"
+        _say(f"Saving config to: {path}")
+        with one_line_exit(), writing(path, overwrite=True) as temporary:
+            temporary.write_text(yaml.dump(self), encoding="utf-8")
+
     def setup(self, **kwargs: Any) -> "JacobiNeRFTrainer":
         """Build the trainer."""
         self.settle()
@@ -52,7 +66,7 @@ class JacobiNeRFTrainerConfig(TrainerConfig):
         """
         if self.machine.device_type not in ("cpu", "mps") and not torch.cuda.is_available():
             with one_line_exit():
-                CONSOLE.print(self._why_on_the_cpu(), soft_wrap=True)
+                _say(self._why_on_the_cpu())
             self.machine.device_type = "cpu"
         if self.machine.num_devices * self.machine.num_machines > 1:
             prepare_launcher(self.machine.device_type)
@@ -102,15 +116,28 @@ class JacobiNeRFTrainer(Trainer):
         """Build pipeline, optimisers and viewer; bad input ends in one line."""
         if gathering.rank() > 0:
             CONSOLE.quiet = True  # rank 0 says it all
-        with one_line_exit():
+        with one_line_exit(), self._disk_in_words():
             super().setup(test_mode)
         self.pipeline.model.log_every = self.config.logging.steps_per_log
 
     def train(self) -> None:
         """Run the training loop; bad input that only shows there ends in one line too."""
         outputs = self.pipeline.datamanager.train_dataparser_outputs
-        with one_line_exit(), only_the_first_saves(outputs):
+        with one_line_exit(), self._disk_in_words(), told_once(), only_the_first_saves(outputs):
             super().train()
+
+    @contextmanager
+    def _disk_in_words(self) -> Iterator[None]:
+        """Say in one line that the disk is full or read-only: nerfstudio writes logs and transforms by itself."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _OF_DISKS:
+                raise
+            raise UserError(
+                f"{error.filename or self.base_dir} cannot be written ({reason(error)}): free some space; from a "
+                f"checkpoint training goes on with --load-dir {self.checkpoint_dir}"
+            ) from error
 
     def save_checkpoint(self, step: int) -> None:
         """Save model, optimisers and what makes a resume exact, whole or not at all; every process has to call it.
@@ -156,7 +183,7 @@ class JacobiNeRFTrainer(Trainer):
         """Resumes a run of ours exactly, or starts from the weights of a plain nerfacto run with fresh optimisers."""
         path = self._checkpoint_path()
         if path is None:
-            CONSOLE.print("No checkpoint given: training from scratch.")
+            _say("No checkpoint given: training from scratch.")
             return
         loaded = checkpoints.read_checkpoint(path)
         step = loaded["step"]
@@ -164,9 +191,7 @@ class JacobiNeRFTrainer(Trainer):
         self.pipeline.load_pipeline(loaded["pipeline"], step)
         if checkpoints.is_nerfacto(checkpoints.model_state(loaded["pipeline"])):
             self._advance_schedules(step + 1)
-            CONSOLE.print(
-                f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.", soft_wrap=True
-            )
+            _say(f"Shaping the nerfacto run {path}: its weights at step {step}, fresh optimisers.")
             return
         missing = [key for key in _OF_A_RESUME if not isinstance(loaded.get(key), dict)]
         if missing:
@@ -180,7 +205,7 @@ class JacobiNeRFTrainer(Trainer):
         sampler._step = loaded["proposal_sampler"]["step"]
         sampler._steps_since_update = loaded["proposal_sampler"]["since_update"]
         self._restore_random_state([loaded["random"], *loaded.get("random_of_others", [])], step)
-        CONSOLE.print(f"Resuming {path} after step {step}.", soft_wrap=True)
+        _say(f"Resuming {path} after step {step}.")
 
     def _checkpoint_path(self) -> Path | None:
         config = self.config
@@ -213,6 +238,10 @@ class JacobiNeRFTrainer(Trainer):
             scheduler.last_epoch = step
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = float(rate)
+
+
+def _say(text: str) -> None:
+    CONSOLE.print(visible(text), soft_wrap=True, markup=False)
 
 
 def _random_state(device: str) -> dict[str, Any]:

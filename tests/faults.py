@@ -1,7 +1,8 @@
 """kill -9 at random moments: nothing that was finished is lost, nothing is half there, and the same command goes on.
 
 `make faults` kills each of five jobs 20 times; `python tests/faults.py 3 propagation` kills one of them 3 times. A job
-runs in a fork, so that what is killed is work and not imports. Prints a line a job, and ends with 1 where one failed.
+runs in a fork, so that what is killed is work and not imports. In the end it has to come to what it comes to unkilled.
+Prints a line a job, and ends with 1 where one failed.
 """
 
 import json
@@ -28,6 +29,7 @@ from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, w
 from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.compat.checkpoints import read_checkpoint
 from jacobinerf_ns.features.cache import read_grid
+from jacobinerf_ns.files.digests import digest_of_each, tensor_bytes
 from jacobinerf_ns.run.opened import open_run
 from jacobinerf_ns.tasks.masks import propagate
 from jacobinerf_ns.tasks.parts.export import export_parts
@@ -43,6 +45,8 @@ class Job:
     work: Callable[[Path], object]
     check: Callable[[Path], object]
     """Raises where something is half there or lost."""
+    result: Callable[[Path], object]
+    """What the work came to: the same, however often it was killed."""
 
 
 def main(times: int, names: list[str]) -> int:
@@ -66,24 +70,32 @@ def _kill(job: Job, folder: Path, times: int) -> tuple[int, list[str], float]:
     assert _forked(job.work, folder, None) == 0, "the job fails by itself"
     seconds = time.perf_counter() - begin
     job.check(folder)
-    killed, problems = 0, []
-    for number in range(times):
-        if number % 4 == 0:  # Three times of four it goes on where the last kill left it.
-            shutil.rmtree(folder)
-            folder.mkdir()
-        killed += _forked(job.work, folder, random.uniform(0, seconds)) == signal.SIGKILL
+    expected = job.result(folder)
+    begun = killed = 0
+    problems: list[str] = []
+    while killed < times:
+        assert begun < 20 * times, "the job is done before it can be killed"
+        ended = _forked(job.work, folder, random.uniform(0, seconds)) if begun else 0
+        if ended not in (0, -signal.SIGKILL):
+            problems.append(f"after kill {killed}: the job ended with {ended}")
+        killed += ended == -signal.SIGKILL
         try:
             job.check(folder)
         except Exception as error:  # What is wrong is what is asked here, whatever it is.
-            problems.append(f"after kill {number}: {type(error).__name__}: {error}")
+            problems.append(f"after kill {killed}: {type(error).__name__}: {error}")
+        if ended == 0 or begun % 5 == 0:  # Else it goes on where the last kill left it.
+            shutil.rmtree(folder)
+            folder.mkdir()
+        begun += 1
     if _forked(job.work, folder, None) != 0:
         problems.append("the same job does not go on")
-    job.check(folder)
+    elif job.result(folder) != expected:
+        problems.append("killed and begun again it does not come to what it comes to at once")
     return killed, problems, seconds
 
 
 def _forked(work: Callable[[Path], object], folder: Path, seconds: float | None) -> int:
-    """Do the work in a fork, and return the signal or the exit code that ended it."""
+    """Do the work in a fork, and return its exit code, or less than 0: the signal that ended it."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -97,7 +109,7 @@ def _forked(work: Callable[[Path], object], folder: Path, seconds: float | None)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * (-1 if seconds is not None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _jobs(place: Path) -> dict[str, Job]:
@@ -131,10 +143,13 @@ def _jobs(place: Path) -> dict[str, Job]:
                 said.write("x")
                 said.flush()
 
+    def clicks_of(folder: Path) -> list[str | None]:
+        return [getattr(seed, "image", None) for seed in read_annotations(folder / "annotations.json").seeds]
+
     def none_lost(folder: Path) -> None:
         said = folder / "acknowledged"
         count = said.stat().st_size if said.exists() else 0
-        kept = len(read_annotations(folder / "annotations.json").seeds)
+        kept = len(clicks_of(folder))
         assert kept >= count, f"{count} clicks were acknowledged, {kept} are in the file"
 
     def whole_pictures(folder: Path) -> None:
@@ -142,18 +157,34 @@ def _jobs(place: Path) -> dict[str, Job]:
             with Image.open(path) as picture:
                 picture.load()
 
+    def contents(folder: Path, pattern: str) -> dict[str, str]:
+        files = sorted(folder.rglob(f"[!.]*{pattern}"))
+        assert files
+        return {path.relative_to(folder).as_posix(): digest_of_each([path.read_bytes()]) for path in files}
+
+    def weights(folder: Path) -> tuple[int, str]:
+        loaded = read_checkpoint(max(folder.rglob("step-*.ckpt")))
+        return loaded["step"], digest_of_each(map(tensor_bytes, loaded["pipeline"].values()))
+
     return {
-        "extraction": Job(extract, lambda folder: [read_grid(path) for path in folder.rglob("[!.]*.safetensors")]),
-        "training": Job(train, lambda folder: [read_checkpoint(path) for path in folder.rglob("step-*.ckpt")]),
-        "saving": Job(click, none_lost),
+        "extraction": Job(
+            extract,
+            lambda folder: [read_grid(path) for path in folder.rglob("[!.]*.safetensors")],
+            lambda folder: contents(folder, ".safetensors"),
+        ),
+        "training": Job(train, lambda folder: [read_checkpoint(path) for path in folder.rglob("step-*.ckpt")], weights),
+        "saving": Job(click, none_lost, lambda folder: len(set(clicks_of(folder)))),
         "propagation": Job(
-            lambda folder: propagate(config, folder / "masks", PropagateSettings(overlays=True)), whole_pictures
+            lambda folder: propagate(config, folder / "masks", PropagateSettings(overlays=True)),
+            whole_pictures,
+            lambda folder: contents(folder, ".png"),
         ),
         "export": Job(
             lambda folder: export_parts(
                 open_run(config), ["chair"], folder / "parts", ExportSettings(num_points=2000, overwrite=True)
             ),
             lambda folder: [PlyData.read(str(path)) for path in folder.rglob("[!.]*.ply")],
+            lambda folder: contents(folder, ".ply"),
         ),
     }
 

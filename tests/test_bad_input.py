@@ -33,6 +33,7 @@ from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.dataparsers.transforms_file import read_transforms, warnings_of
 from jacobinerf_ns.errors import EXIT_CODE, UserError, one_line_exit
 from jacobinerf_ns.files import outside
+from jacobinerf_ns.files.masks import mask_at
 
 DEEP = 5_000
 MEMORY = 1 << 30
@@ -322,6 +323,25 @@ def test_label_maps_and_masks_of_a_capture(capture: Path, refused: Callable[...,
     BAD_PHOTOS[case](label_map)
     arguments = ("--data", capture, "--cache-dir", capture.parent / "features", "oracle")
     assert str(label_map) in refused(lambda: command(Features, *arguments))
+
+
+@pytest.mark.parametrize("case", BAD_PHOTOS)
+def test_masks_of_a_capture_and_of_objects(capture: Path, refused: Callable[..., str], case: str) -> None:
+    """Those that transforms.json names, and those of `evaluate --protocol object`."""
+    mask, path = capture / "masks" / "1.png", capture / "transforms.json"
+    mask.parent.mkdir()
+    Image.new("L", (24, 18), 255).save(mask)
+    meta = json.loads(path.read_text())
+    for frame in meta["frames"]:
+        frame["mask_path"] = "masks/1.png"
+    path.write_text(json.dumps(meta))
+    assert parse(capture).mask_filenames
+    assert mask_at(mask, (18, 24)).all()
+    BAD_PHOTOS[case](mask)
+    if case not in ("palette", "16 bits"):  # One value per pixel, whatever it is kept as.
+        refused(lambda: parse(capture), "1.png")
+    if case not in ("palette", "16 bits", "CMYK", "transparent alone"):  # Two colours are a mask of an object.
+        refused(lambda: mask_at(mask, (27, 24) if case == "another size" else (18, 24)), "1.png")
 
 
 @pytest.mark.parametrize("case", BAD_PHOTOS)

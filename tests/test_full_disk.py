@@ -110,3 +110,50 @@ def test_training_on_a_full_disk_keeps_the_last_checkpoint(capture: Path, tmp_pa
         trainer.save_checkpoint(2)
     assert {path.name: path.read_bytes() for path in trainer.checkpoint_dir.iterdir()} == before
     assert not list(trainer.base_dir.glob(".step*"))
+
+
+def test_training_on_a_full_disk_is_one_line(capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Here the first to notice is tensorboard, in a thread of its own."""
+    from nerfstudio.utils import writer  # not above: it is imported in a circle, which has to be entered elsewhere
+
+    config = tiny_config(capture, tmp_path, steps=20)
+    config.logging.steps_per_log = 1
+    trainer = start(config)
+    capfd.readouterr()
+    with full_disk(1 << 12), pytest.raises(SystemExit):
+        trainer.train()
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if line.startswith("error: ") and "--load-dir" in line]
+    with pytest.raises(OSError, match="too large"):  # What it has not written it would write at the end of the program.
+        writer.EVENT_WRITERS.pop().tb_writer.close()
+
+
+@pytest.mark.parametrize("case", ["a file", "a full disk"])
+def test_places_of_runs_that_cannot_be_written(
+    capture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    config = tiny_config(capture, tmp_path / "out")
+    config.set_timestamp()
+    if case == "a file":
+        (tmp_path / "out").write_text("")
+    with full_disk(1 << 12 if case == "a full disk" else 1 << 20), pytest.raises(SystemExit):
+        config.save_config()
+    assert "config.yml cannot be written" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("name", ["", "sheet", "sheet.jpg", "room/images/0000.png", "room/transforms.json"])
+def test_previews_overwrite_no_photo(capture: Path, tmp_path: Path, name: str) -> None:
+    target = (capture.parent if name.startswith("room") else tmp_path) / name
+    before = target.read_bytes() if target.is_file() else None
+    with pytest.raises(UserError, match="--preview"):
+        features(capture, tmp_path / "cache", "--preview", str(target))
+    assert (target.read_bytes() if target.is_file() else None) == before
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_preview_that_cannot_be_written(capture: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"sheet\.png cannot be written"):
+        features(capture, tmp_path / "cache", "--preview", str(tmp_path / "file" / "sheet.png"))

@@ -96,3 +96,18 @@ def test_the_panel_says_that_it_works_on_the_cpu(full: bool, tmp_path: Path, mon
     FileSection(desk, server, tmp_path, nullcontext()).save_masks()  # pyright: ignore[reportArgumentType]
     assert "at work in the background" in said[0]
     assert ("On the CPU, which takes longer: too little of the GPU is free." in said[0]) == full
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[1]", b"5", b"{}", b'{"files": 5}', b'{"files": [5]}', b'{"files": null}', b"[" * 100_000, b"\xff"],
+)
+def test_progress_by_a_strangers_manifest_is_not_known(tmp_path: Path, content: bytes):
+    found = job.Job.__new__(job.Job)
+    found.manifest, found._earlier = tmp_path / "propagation.json", None
+    assert found.progress is None
+    found.manifest.write_bytes(content)
+    assert found.progress is None
+    (tmp_path / "a.png").write_bytes(b"")
+    found.manifest.write_text('{"files": ["a.png", "b.png"]}')
+    assert found.progress == 0.5

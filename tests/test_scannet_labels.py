@@ -192,7 +192,7 @@ def test_places_of_the_table(small: Path, tmp_path: Path) -> None:
         (b"id,nyu40id,nyu40class\n1,1,wall\n", "has no column 'id'"),
         (b"id\tnyu40id\tnyu40class\n1\tone\twall\n", "line 2 has no whole numbers"),
         (b"id\tnyu40id\tnyu40class\n\n1\n", "line 3 has no whole numbers"),
-        (b"\xff\xfe\x00", "is no tab-separated text"),
+        (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
 def test_unreadable_table(small: Path, content: bytes, message: str) -> None:

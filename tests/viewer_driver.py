@@ -6,6 +6,8 @@ Everything that the program itself prints goes to stderr, so that stdout holds a
 `do`, the name of a function of `Commands`, and its arguments; the answer is `{"ok": …}` or `{"error": traceback}`.
 """
 
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -29,6 +31,7 @@ class Commands:
         """nerfstudio's `Viewer`, once it exists."""
         self._click: Any = None
         self._own_levels: Any = None
+        self._clicks: dict[str, Any] = {"taken": 0, "refused": 0, "added": []}
 
     def _client(self, client: int | None) -> Any:
         clients = self.viewer.viser_server.get_clients()
@@ -139,6 +142,53 @@ class Commands:
             return Job([*arguments, *(["--num-points", str(count)] if arguments[0] == "export" else [])], manifest)
 
         file_section.Job = start  # pyright: ignore[reportAttributeAccessIssue]
+
+    def count_clicks(self) -> None:
+        """From now on, counts clicks and rectangles that reach the panel, and what becomes of them."""
+        from jacobinerf_ns.errors import UserError
+        from jacobinerf_ns.panel.click_section import ClickSection
+
+        counts, add = self._clicks, ClickSection.add
+
+        def counted(make_handler: Any) -> Any:
+            def make(section: Any, *arguments: Any) -> Any:
+                handler = make_handler(section, *arguments)
+
+                def taken(event: Any) -> None:
+                    counts["taken"] += 1
+                    handler(event)
+
+                return taken
+
+            return make
+
+        def adding(section: Any, make: Any) -> None:
+            made: list[Any] = []
+
+            def noted(label: int) -> Any:
+                made[:] = [make(label)]
+                return made[0]
+
+            try:
+                add(section, noted)
+            except UserError:
+                counts["refused"] += 1
+                raise
+            counts["added"].append(made[0].model_dump_json())
+
+        ClickSection._click_handler = counted(ClickSection._click_handler)
+        ClickSection._box_handler = counted(ClickSection._box_handler)
+        ClickSection.add = adding  # pyright: ignore[reportAttributeAccessIssue]
+
+    def clicks(self) -> dict[str, Any]:
+        """How many were `taken` since then, how many `refused` in the status line; and the seeds that were `added`."""
+        return self._clicks
+
+    def resident(self) -> int:
+        """Memory of this process that is in use, in bytes; what Python and libc hold in reserve is given back first."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def levels(self, thresholds: list[float] | None) -> None:
         """Lets labels be taken at these thresholds, from part to whole, the second being theirs; None: as they are."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from jacobinerf_ns.annotations.store import AnnotationStore, adopt_mask, foreign
 from jacobinerf_ns.cli.teachers import OwnTeacher, Speaker, set_up
 from jacobinerf_ns.errors import UserError, plain_errors
 from jacobinerf_ns.files.names import find_image, image_name
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     from jacobinerf_ns.run.opened import Capture
@@ -269,7 +269,7 @@ class Annotate:
         assert self.load_config is not None
         run = open_run(self.load_config)
         answer = ask(run, words, against, set_up(self.teacher, run))
-        Console().print(Text(str(answer)), soft_wrap=True)
+        PlainConsole().print(Text(str(answer)), soft_wrap=True)
         if not answer.places:
             return None
 
@@ -314,7 +314,7 @@ def _with_masks_at(annotations: Annotations, source: Path, target: Path) -> Anno
 
 
 def _show(annotations: Annotations, path: Path) -> None:
-    console = Console()
+    console = PlainConsole()
     table = Table("id", "label", "colour", "positive seeds", "negative seeds")
     for label in annotations.labels:
         negative = sum(seed.negative for seed in annotations.seeds_of(label.id))

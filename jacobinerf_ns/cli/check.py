@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     from nerfstudio.data.dataparsers.base_dataparser import DataParser
@@ -73,7 +73,7 @@ def _show(lines: "list[Line]") -> None:
     table = Table("what", "found", "odd, and what to do")
     for line in lines:
         table.add_row(line.what, Text(line.found), Text("\n".join(line.odd)))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     count = sum(len(line.odd) for line in lines)
     ending = "Nothing is odd." if count == 0 else f"{count} odd: look at them before you train."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from jacobinerf_ns.progress import PlainConsole
 
 
 @dataclass
@@ -55,6 +55,6 @@ class Distil:
             raise UserError(f"{path} is there already: query it, or give --overwrite to make it anew")
         feature_field = distil(run.pipeline, self.steps, self.rays, self.learning_rate, self.pool, self.seed, shape)
         save_feature_field(run, feature_field, self.overwrite)
-        console = Console()
+        console = PlainConsole()
         console.print(f"{feature_field.dims} dimensions distilled: {path}", soft_wrap=True, highlight=False)
         return path

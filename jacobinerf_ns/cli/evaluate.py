@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation.registry import Method, draws_batches, methods_help, needs_unshaped_run
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     from jacobinerf_ns.evaluation.exercise import TrainedFields
@@ -103,7 +103,7 @@ class Evaluate:
         run, fields = self._open(0)
         annotator = Annotator(self.protocol, self.clicks if self.protocol == "clicks" else 1)
         report = evaluate(fields, annotator, self.methods, self.seeds, self.stride, self.pictures)
-        console = Console()
+        console = PlainConsole()
         console.print(table(report))
         console.print(class_table(report))
         _say(write_report(report, self.output_dir or run.folder / "evaluation", self.protocol))
@@ -126,7 +126,7 @@ class Evaluate:
             reports[name] = report
             folder = self.output_dir / name if self.output_dir and several else self.output_dir
             _say(write_report(report, folder or run.folder / "evaluation", "object"))
-        Console().print(object_table(reports))
+        PlainConsole().print(object_table(reports))
         if several and self.output_dir is not None:
             write_object_means(reports, self.output_dir / "objects.json")
             _say([self.output_dir / "objects.json"])
@@ -160,4 +160,4 @@ class Evaluate:
 
 def _say(written: list[Path]) -> None:
     for path in written:
-        Console().print(str(path), soft_wrap=True, highlight=False)
+        PlainConsole().print(str(path), soft_wrap=True, highlight=False)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from jacobinerf_ns.annotations.formats.registry import SeedFormatName
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.progress import PlainConsole
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Import:
         before = len(store.snapshot()[1].seeds)
         after = store.change(lambda current: import_seeds(current, self.source, store.folder, known))
         line = f"{len(after.seeds) - before} seeds added, {len(after.labels)} labels: {store.path}"
-        Console().print(line, soft_wrap=True, highlight=False)
+        PlainConsole().print(line, soft_wrap=True, highlight=False)
         return after
 
 
@@ -79,5 +78,5 @@ class ExportSeeds:
             self.format,
             overwrite=self.overwrite,
         )
-        Console().print(f"{len(written)} files: {self.output}", soft_wrap=True, highlight=False)
+        PlainConsole().print(f"{len(written)} files: {self.output}", soft_wrap=True, highlight=False)
         return written

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
+from jacobinerf_ns.progress import PlainConsole
 from jacobinerf_ns.tasks.settings import ExportSettings
 
 
@@ -37,9 +37,9 @@ class Export(ExportSettings, _What):
 
         run = open_run(self.load_config, self.annotations)
         summary = export_parts(run, self.label, self.output_dir.absolute(), self)
-        console = Console()
+        console = PlainConsole()
         for entry in summary["labels"]:
             mesh = f", {entry['mesh']} with {entry['triangles']} triangles" if "mesh" in entry else ""
-            console.print(f"{entry['name']}: {entry['points']} points{mesh}", markup=False, highlight=False)
-        console.print(str(self.output_dir.absolute()), soft_wrap=True, markup=False, highlight=False)
+            console.print(f"{entry['name']}: {entry['points']} points{mesh}", highlight=False)
+        console.print(str(self.output_dir.absolute()), soft_wrap=True, highlight=False)
         return summary

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
@@ -14,6 +13,7 @@ from jacobinerf_ns.features.field_teacher import SurfacesState
 from jacobinerf_ns.features.preview import write_preview
 from jacobinerf_ns.features.store import FeatureStore, PixelFeatures, open_store
 from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig
+from jacobinerf_ns.progress import PlainConsole
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Features:
         """
         if (self.data is None) == (self.load_config is None):
             raise UserError("--data and --load-config: expected one of them, a capture's folder or a run's config.yml")
+        self._check_preview()
         if isinstance(self.extractor, SurfacesConfig):
             frames, store, found = self._surfaces(self.extractor)
             summary = f"{len(store)} images, {store.dim} dimensions; segments by level: {_counts(found)}"
@@ -55,11 +56,26 @@ class Features:
             extractor = self.extractor.setup(device=self._device())
             store = open_store(extractor, frames, self.cache_dir, self.feature_dim, self.center_features)
             summary = _summary(store)
-        Console().print(summary, soft_wrap=True, highlight=False)
+        PlainConsole().print(summary, soft_wrap=True, highlight=False)
         if self.preview is not None:
             write_preview(self.preview, frames, store, found)
-            Console().print(f"{self.preview}", soft_wrap=True, highlight=False)
+            PlainConsole().print(f"{self.preview}", soft_wrap=True, highlight=False)
         return store
+
+    def _check_preview(self) -> None:
+        """Find out before an hour of extracting that the preview would be no PNG, or overwrite a photograph.
+
+        Raises:
+            UserError: it would.
+        """
+        path = self.preview
+        if path is None:
+            return
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise UserError(f"--preview {path}: expected the name of a PNG to write, such as preview.png")
+        capture = None if self.data is None else self.data.parent if self.data.suffix == ".json" else self.data
+        if capture is not None and path.exists() and path.resolve().is_relative_to(capture.resolve()):
+            raise UserError(f"--preview {path} is a file of the capture, and there already: choose another name")
 
     def _frames(self) -> list[Frame]:
         from jacobinerf_ns.datamanager import list_frames

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jacobinerf_ns.progress import PlainConsole
 from jacobinerf_ns.tasks.settings import PropagateSettings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Propagate(PropagateSettings, _Folders):
 
 
 def _show(result: "Propagated") -> None:
-    console = Console()
+    console = PlainConsole()
     table = Table("id", "label", "share of pixels", "photos")
     names = [(label.id, label.name) for label in result.labels]
     for label_id, name in [*names, (0, "none")]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.text import Text
 
 from jacobinerf_ns.errors import UserError, plain_errors
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class Query:
         count = write_answers(found.look, planned, self._threshold, edited)
         measure = "cosine" if self.text is None else "relevancy"
         line = f"found in {count} of {len(planned)} photos, at a {measure} of {self._threshold:g} or more: "
-        Console().print(f"{line}{self.output_dir}", soft_wrap=True, highlight=False)
+        PlainConsole().print(f"{line}{self.output_dir}", soft_wrap=True, highlight=False)
         if self.label is not None:
             self._keep(run, self.label, found.seeds, edit)
         return count
@@ -121,7 +121,7 @@ class Query:
 
         store = AnnotationStore(run.annotations_file)
         store.change(lambda annotations: with_label(annotations, label, seeds, edit))
-        Console().print(Text(f"label {label!r} stands on it now: {store.path}"), soft_wrap=True)
+        PlainConsole().print(Text(f"label {label!r} stands on it now: {store.path}"), soft_wrap=True)
 
     def _check_options(self) -> None:
         if sum(asked is not None for asked in (self.image, self.patch, self.text)) != 1:
@@ -186,7 +186,7 @@ class Query:
         teacher = run.pipeline.words.own_teacher()
         feature_field = load_feature_field(run, teacher.fingerprint())
         answer = run.pipeline.words.find(text, self.against, teacher, distilled(run, feature_field))
-        Console().print(Text(str(answer)), soft_wrap=True)
+        PlainConsole().print(Text(str(answer)), soft_wrap=True)
         if not answer.places:
             return None
         vectors = teacher.encode([answer.words, *answer.against])

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from jacobinerf_ns.cli.teachers import OwnTeacher
 from jacobinerf_ns.features.dino import DinoConfig
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.oracle import OracleConfig
+from jacobinerf_ns.progress import PlainConsole
 
 if TYPE_CHECKING:
     from jacobinerf_ns.run.opened import Run
@@ -80,7 +80,7 @@ class Transfer:
         write_transfer(files, source, target, transferred)
         _show(transferred, files, self.min_confidence)
         eyes = ", ".join(f"{side.name}: {side.source_of_features}" for side in (source, target))
-        Console().print(Text(f"Features by {eyes}"), soft_wrap=True)
+        PlainConsole().print(Text(f"Features by {eyes}"), soft_wrap=True)
         return transferred
 
     def _open(self, path: Path) -> "Run":
@@ -97,7 +97,7 @@ class Transfer:
 
 
 def _show(transferred: "Transferred", files: "TransferFiles", least: float) -> None:
-    console = Console()
+    console = PlainConsole()
     table = Table("label", "confidence", "margin", "returned", "clicks")
     for part in transferred.found:
         numbers = (f"{part.confidence:.2f}", f"{part.margin:.2f}", f"{part.returned:.0%}")

@@ -10,7 +10,7 @@ from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from jacobinerf_ns.compat.checkpoints import latest_checkpoint, read_checkpoint
-from jacobinerf_ns.errors import one_line_exit
+from jacobinerf_ns.errors import one_line_exit, visible
 
 
 def load_checkpoint(config: TrainerConfig, pipeline: Pipeline) -> tuple[Path, int]:
@@ -45,5 +45,5 @@ def _load(
         return nerfstudios(config, pipeline)
     with one_line_exit():
         path, step = load_checkpoint(config, pipeline)
-    CONSOLE.print(f"Loaded the checkpoint {path}", soft_wrap=True, markup=False)
+    CONSOLE.print(visible(f"Loaded the checkpoint {path}"), soft_wrap=True, markup=False)
     return path, step

@@ -42,12 +42,20 @@ def read_header(path: Path) -> Header:
 
 
 def check_images(paths: Sequence[Path], size: tuple[int, int]) -> None:
-    """Check that photographs are whole and of one size: with another one, rays would pass through other pixels.
+    """Check that photographs are whole, of kinds that nerfstudio reads as what they show, and of one size.
+
+    With another size, rays would pass through other pixels.
 
     Raises:
-        UserError: a photograph is damaged or has another size.
+        UserError: a photograph is damaged, has another size, is not in grey or RGB, or alone has or lacks transparency.
     """
-    _check_all(paths, lambda path, header: _check_size(path, header, size, "image", "the recording's camera"))
+    colours = _of_one_kind()
+
+    def check(path: Path, header: Header) -> None:
+        _check_size(path, header, size, "image", "the recording's camera")
+        colours(path, header)
+
+    _check_all(paths, check)
 
 
 def check_training_files(images: Sequence[Path], masks: Sequence[Path]) -> None:
@@ -56,21 +64,27 @@ def check_training_files(images: Sequence[Path], masks: Sequence[Path]) -> None:
     Raises:
         UserError: a file is damaged, not in grey or RGB, or a photograph alone has or lacks transparency.
     """
+
+    def mask(path: Path, header: Header) -> None:
+        if header.mode not in _MASK_MODES:
+            raise UserError(f"mask {path} is a {header.mode} image, expected one value per pixel: save it as grey")
+
+    _check_all(images, _of_one_kind())
+    _check_all(masks, mask)
+
+
+def _of_one_kind() -> Callable[[Path, Header], None]:
+    """Return a check of photographs' colours, one after the other."""
     modes: dict[bool, Path] = {}
 
-    def photograph(path: Path, header: Header) -> None:
+    def check(path: Path, header: Header) -> None:
         if header.mode not in _COLOUR_MODES:
             raise UserError(f"image {path} is in {header.mode} colours, expected RGB, RGBA or 8-bit grey: convert it")
         modes.setdefault(header.mode == "RGBA", path)
         if len(modes) > 1:
             raise UserError(f"image {modes[True]} is transparent and {modes[False]} is not: convert them to be alike")
 
-    def mask(path: Path, header: Header) -> None:
-        if header.mode not in _MASK_MODES:
-            raise UserError(f"mask {path} is a {header.mode} image, expected one value per pixel: save it as grey")
-
-    _check_all(images, photograph)
-    _check_all(masks, mask)
+    return check
 
 
 def check_label_maps(paths: Sequence[Path], size: tuple[int, int]) -> None:

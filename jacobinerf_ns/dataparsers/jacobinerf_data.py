@@ -19,6 +19,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from jacobinerf_ns.dataparsers.downscale import files_at_size, header_size, prepared_copy, whole_factor
 from jacobinerf_ns.dataparsers.image_checks import check_training_files
 from jacobinerf_ns.dataparsers.label_folders import folder_beside, label_files
+from jacobinerf_ns.dataparsers.options import check_scales, check_splits
 from jacobinerf_ns.dataparsers.transforms_file import Meta, read_transforms, warnings_of
 from jacobinerf_ns.errors import UserError, reason, visible
 from jacobinerf_ns.files.index_maps import read_classes
@@ -60,6 +61,8 @@ class JacobiNeRFDataParser(Nerfstudio):
         Raises:
             UserError: the capture is missing or damaged, or has no image for this split.
         """
+        check_scales(self.config)
+        check_splits(self.config)
         json_path, folder = _locate(self.config.data)
         listed = read_transforms(json_path)
         _warn(json_path, listed)

@@ -21,7 +21,7 @@ from jacobinerf_ns.progress import track
 _Result = TypeVar("_Result")
 
 _STAMP = "jacobinerf-labels"
-_MAX_ID = 65535
+MAX_ID = 65535
 
 
 def ids_present(sources: Sequence[Path], size: tuple[int, int]) -> dict[int, Path]:
@@ -117,7 +117,7 @@ def _remap(
 
 
 def _write(target: Path, ids: Int[np.ndarray, "height width"], stamp: str) -> None:
-    assert 0 <= ids.min() <= ids.max() <= _MAX_ID
+    assert 0 <= ids.min() <= ids.max() <= MAX_ID
     note = PngImagePlugin.PngInfo()
     note.add_text(_STAMP, stamp)
     with writing(target, overwrite=True) as temporary:

@@ -10,6 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,8 +25,13 @@ from torch import Tensor
 
 from jacobinerf_ns.dataparsers.downscale import downscaled_copies, whole_factor
 from jacobinerf_ns.dataparsers.image_checks import check_depths, check_images, check_label_maps
-from jacobinerf_ns.errors import UserError
+from jacobinerf_ns.dataparsers.options import check_scales
+from jacobinerf_ns.dataparsers.transforms_file import MAX_DISTANCE
+from jacobinerf_ns.errors import UserError, reason
+from jacobinerf_ns.files.outside import read_text
 
+MAX_MATRIX_BYTES = 50 << 20
+"""Of a text file of numbers: 100,000 poses with all the digits there are take 40 MB."""
 _RIGID = 0.01
 """Largest deviation of R Rᵀ from the identity in a pose; files carry 6 digits or more."""
 
@@ -95,6 +101,7 @@ class PosedFramesParser(DataParser):
         Raises:
             UserError: the recording is missing or damaged, or has no frame for this split.
         """
+        check_scales(self.config)
         inference = self.downscale_factor is not None
         factor = whole_factor(self.downscale_factor if inference else self.config.downscale_factor)
         recording = self._read_recording()
@@ -188,15 +195,13 @@ def read_matrix(path: Path, expected: str) -> Float[np.ndarray, "rows columns"]:
     Raises:
         UserError: the file is missing, empty, or no table of numbers.
     """
+    text = read_text(path, expected, MAX_MATRIX_BYTES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # An empty file is a warning to numpy, an error to us.
-            table = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except OSError as error:
-        reason = error.strerror or "no such file"
-        raise UserError(f"{path} cannot be read ({reason}): expected {expected}") from error
+            table = np.loadtxt(StringIO(text), dtype=np.float64, ndmin=2)
     except ValueError as error:
-        raise UserError(f"{path} is no table of numbers ({error}): expected {expected}") from error
+        raise UserError(f"{path} is no table of numbers ({reason(error)}): expected {expected}") from error
     if table.size == 0:
         raise UserError(f"{path} is empty: expected {expected}")
     return table
@@ -215,6 +220,9 @@ def check_rigid(pose: Float[np.ndarray, "4 4"], where: str) -> None:
             f"{where} is no camera-to-world matrix: expected a rotation and a translation, row-major, "
             "with the last row 0 0 0 1"
         )
+    distance = np.abs(pose[:3, 3]).max()
+    if distance > MAX_DISTANCE:
+        raise UserError(f"{where} is {distance:g} m from the origin, expected at most {MAX_DISTANCE:g}: correct it")
 
 
 def _check_files(recording: Recording, chosen: Sequence[int]) -> None:

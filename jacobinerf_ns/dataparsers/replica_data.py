@@ -27,7 +27,8 @@ from jacobinerf_ns.dataparsers.posed_frames import (
     read_matrix,
 )
 from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files.outside import read_json
+from jacobinerf_ns.files.index_maps import check_class_name
+from jacobinerf_ns.files.outside import check_name, read_json
 
 POSES_NAME = "traj_w_c.txt"
 LEGEND_NAME = "info_semantic.json"
@@ -128,7 +129,7 @@ def read_class_names(path: Path) -> dict[int, str]:
     for entry in (entry for entries in lists if isinstance(entries, list) for entry in entries):
         number, name = _named(entry)
         if type(number) is int and isinstance(name, str) and number > 0:
-            names[number] = name
+            names[number] = check_class_name(name, path)
     if not names:
         raise UserError(f"{layout}, found no class")
     return names
@@ -147,6 +148,7 @@ def _sequence_folder(data: Path, sequence: str) -> Path:
         raise UserError(f"no such data folder: {data}: give --data a room of Replica, or one of its sequences")
     if (data / POSES_NAME).exists() or (data / "rgb").is_dir():
         return data.absolute()
+    check_name(sequence, "--sequence")
     if not (data / sequence).is_dir():
         found = sorted(path.parent.name for path in data.glob("*/rgb"))
         raise UserError(

@@ -8,6 +8,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from jacobinerf_ns.dataparsers.image_checks import read_header
-from jacobinerf_ns.dataparsers.label_copies import remapped_copies
+from jacobinerf_ns.dataparsers.label_copies import MAX_ID, remapped_copies
 from jacobinerf_ns.dataparsers.posed_frames import (
     PosedFramesConfig,
     PosedFramesParser,
@@ -27,13 +28,16 @@ from jacobinerf_ns.dataparsers.posed_frames import (
     numbered_files,
     read_matrix,
 )
-from jacobinerf_ns.errors import UserError
-from jacobinerf_ns.files.index_maps import VOID_ID
+from jacobinerf_ns.errors import UserError, reason, visible
+from jacobinerf_ns.files.index_maps import VOID_ID, check_class_name
+from jacobinerf_ns.files.outside import read_text
 
 TSV_NAME = "scannetv2-labels.combined.tsv"
 _IMAGES = (".jpg", ".jpeg", ".png")
 _MAPS = (".png",)
 _COLUMNS = ("id", "nyu40id", "nyu40class")
+MAX_TABLE_BYTES = 10 << 20
+"""Of the table of classes; ScanNet's has 90 KB."""
 _DEPTH_TOLERANCE = 3.0
 """Pixels of the depth map by which its camera may differ from the photographs' (ScanNet's own: about 1)."""
 
@@ -123,14 +127,13 @@ def read_nyu40(path: Path) -> Nyu40:
     Raises:
         UserError: the file cannot be read, lacks a column, or has a row that is not understood.
     """
+    text = read_text(path, f"ScanNet's {TSV_NAME}: give it as --labels-tsv", MAX_TABLE_BYTES)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give --labels-tsv ScanNet's {TSV_NAME}") from error
+        reader = csv.DictReader(StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = [(reader.line_num, row) for row in reader]
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no tab-separated text ({error}): give --labels-tsv ScanNet's {TSV_NAME}") from error
+        said = reason(error)
+        raise UserError(f"{path} is no tab-separated text ({said}): give --labels-tsv ScanNet's {TSV_NAME}") from error
     missing = [name for name in _COLUMNS if not rows or name not in rows[0][1]]
     if missing:
         raise UserError(
@@ -142,10 +145,14 @@ def read_nyu40(path: Path) -> Nyu40:
         try:
             raw, nyu = int(row["id"]), VOID_ID if row["nyu40id"] == "" else int(row["nyu40id"])
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: line {line} has no whole numbers under id and nyu40id ({error})") from error
+            raise UserError(
+                f"{path}: line {line} has no whole numbers under id and nyu40id ({reason(error)})"
+            ) from error
+        if not (0 <= raw <= MAX_ID and 0 <= nyu <= MAX_ID):
+            raise UserError(f"{path}: line {line} has an id that label maps cannot have: expected 0..{MAX_ID}")
         mapping[raw] = nyu
         if nyu != VOID_ID:
-            classes.setdefault(nyu, row["nyu40class"] or f"class {nyu}")
+            classes.setdefault(nyu, check_class_name(row["nyu40class"] or f"class {nyu}", path))
     return Nyu40(mapping, dict(sorted(classes.items())))
 
 
@@ -180,7 +187,7 @@ def _report_dropped(folder: Path, dropped: list[Path], count: int) -> None:
         raise UserError(f"{line}: expected finite 4x4 camera-to-world matrices")
     if line not in _reported:
         _reported.add(line)
-        print(f"dropped {line}", flush=True)
+        print(f"dropped {visible(line)}", flush=True)
 
 
 def _read_square(path: Path) -> Float[np.ndarray, "4 4"]:
@@ -221,10 +228,10 @@ def _depth_fits(
             ray = (edge * there / here - camera[2 + axis]) / camera[axis]
             off = max(off, abs(own[axis] * ray + own[2 + axis] - edge))
     if off > _DEPTH_TOLERANCE:
-        line = f"depth of {folder} is left out: by {path} it is {off:.1f} pixels off the photographs"
+        line = f"depth of {folder} is left out: by {path} it is {off:.3g} pixels off the photographs"
         if line not in _reported:
             _reported.add(line)
-            print(line, flush=True)
+            print(visible(line), flush=True)
     return off <= _DEPTH_TOLERANCE
 
 

@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jacobinerf_ns.compat.console import quiet_nerfstudio
@@ -16,12 +15,12 @@ from jacobinerf_ns.demo.contact_sheet import click_things, write_contact_sheet
 from jacobinerf_ns.evaluation.one_click import Found, mean, measure
 from jacobinerf_ns.features.choices import ExtractorConfig
 from jacobinerf_ns.files.atomic import atomic_write
-from jacobinerf_ns.progress import progress_bar
+from jacobinerf_ns.progress import PlainConsole, progress_bar
 from jacobinerf_ns.run.opened import Run
 from jacobinerf_ns.trainer import JacobiNeRFTrainerConfig
 from jacobinerf_ns.training import train
 
-CONSOLE = Console()
+CONSOLE = PlainConsole()
 STRIDE = 2
 """Every second pixel is scored, in both directions: in a demo nobody waits for the third digit."""
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from jacobinerf_ns.errors import UserError, reason
 from jacobinerf_ns.features.base import BatchExtractor, Extractor, FeatureGrid, Frame
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_file, digest_of_text
-from jacobinerf_ns.progress import track
+from jacobinerf_ns.progress import PlainConsole, track
 
 _SUFFIX = ".safetensors"
 _HALF_EXPONENT = np.uint16(0x7C00)  # All of these bits are set in infinities and NaNs, and in nothing else.
@@ -97,8 +96,8 @@ def fill_many(folder: Path, keys: Sequence[str], make: Callable[[list[int]], Ite
     todo = {path: i for i, path in enumerate(paths) if path in damaged or not path.exists()}
     start = time.perf_counter()
     if damaged:
-        text = f"[yellow]warning: {len(damaged)} damaged feature file(s) in {folder} are made again"
-        Console().print(text, soft_wrap=True)
+        text = f"warning: {len(damaged)} damaged feature file(s) in {folder} are made again"
+        PlainConsole().print(text, style="yellow", soft_wrap=True)
     for i, grid, source in track(make(list(todo.values())), title, total=len(todo), disable=not todo):
         write_grid(paths[i], grid, source)
     return Filled(paths, len(todo), time.perf_counter() - start)

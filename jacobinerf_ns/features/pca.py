@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.console import Console
 from torch import Tensor
 
 from jacobinerf_ns.errors import UserError, reason
@@ -20,6 +19,7 @@ from jacobinerf_ns.features.base import FeatureGrid
 from jacobinerf_ns.features.cache import Filled, fill, read_grid
 from jacobinerf_ns.files.atomic import writing
 from jacobinerf_ns.files.digests import digest_of_text
+from jacobinerf_ns.progress import PlainConsole
 
 PATCH_BUDGET = 20_000
 """Patches the projection is fitted on, over all images."""
@@ -85,7 +85,9 @@ def _fit_and_write(path: Path, members: Sequence[Path], feature_dim: int | None,
     projection, kept = fit(_sample_patches(sorted(set(members)), seed), feature_dim, center)
     if feature_dim is not None:
         dim = len(projection.basis)
-        Console().print(f"PCA from {dim} to {feature_dim} dimensions keeps {kept:.1%} of the energy", soft_wrap=True)
+        PlainConsole().print(
+            f"PCA from {dim} to {feature_dim} dimensions keeps {kept:.1%} of the energy", soft_wrap=True
+        )
     with writing(path, overwrite=True) as temporary:
         try:
             torch.save({"mean": projection.mean, "basis": projection.basis}, temporary)

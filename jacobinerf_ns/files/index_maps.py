@@ -18,6 +18,8 @@ from jacobinerf_ns.files.outside import open_picture, read_json, shortened
 VOID_ID = 0
 """Index of pixels without ground truth, in semantic and in instance maps."""
 
+MAX_CLASS_NAME = 1_000
+"""Characters."""
 INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "I")
 """Pillow's modes of images with one whole number per pixel."""
 
@@ -56,8 +58,7 @@ def read_classes(path: Path) -> dict[int, str]:
     if not isinstance(entries, list) or not all(_is_class(entry) for entry in entries):
         raise UserError(f"{path}: expected {layout}, found something else")
     for entry in entries:
-        if entry["name"] != visible(entry["name"]):
-            raise UserError(f"{path}: the class name {entry['name']!r} has control characters: rename the class")
+        check_class_name(entry["name"], path)
     if content.get("void_id", VOID_ID) != VOID_ID:
         raise UserError(
             f"{path}: void_id is {shortened(content['void_id'])}, expected {VOID_ID}: renumber the label maps"
@@ -66,6 +67,20 @@ def read_classes(path: Path) -> dict[int, str]:
     if len(names) != sum(entry["id"] != VOID_ID for entry in entries):
         raise UserError(f"{path}: a class id occurs twice, expected one entry per id")
     return names
+
+
+def check_class_name(name: str, path: Path) -> str:
+    """Return the name of a class, which is printed and asked for.
+
+    Raises:
+        UserError: it is too long, or has control characters; `path` is the file that gives it.
+    """
+    if name != visible(name) or len(name) > MAX_CLASS_NAME:
+        raise UserError(
+            f"{path}: the class name {shortened(name)} has control characters or more than {MAX_CLASS_NAME} letters: "
+            "rename the class"
+        )
+    return name
 
 
 def _is_class(entry: Any) -> bool:

@@ -95,13 +95,13 @@ def file_below(folder: Path, name: str) -> Path:
     return path
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a text file in UTF-8.
+def read_text(path: Path, what: str, largest: int = MAX_TEXT_BYTES) -> str:
+    """Read a text file in UTF-8, of at most so many bytes.
 
     Raises:
         UserError: as of `check_regular`, or it is no text.
     """
-    check_regular(path, what, MAX_TEXT_BYTES)
+    check_regular(path, what, largest)
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from nerfstudio.utils.colormaps import apply_float_colormap
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from jacobinerf_ns.files.atomic import atomic_write
+from jacobinerf_ns.files.atomic import writing
 
 MARGIN = 6
 CAPTION_HEIGHT = 20
@@ -35,7 +35,11 @@ def heat_map(values: Float[Tensor, "height width"]) -> Float[Tensor, "height wid
 
 
 def write_sheet(path: Path, rows: Sequence[Sequence[Tile]], tile_width: int = 288) -> None:
-    """Write rows of tiles as one PNG; all tiles take the size of the first."""
+    """Write rows of tiles as one PNG; all tiles take the size of the first.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     first = rows[0][0].image
     size = (tile_width, round(tile_width * first.shape[0] / first.shape[1]))
     step = (size[0] + MARGIN, size[1] + CAPTION_HEIGHT + MARGIN)
@@ -48,8 +52,8 @@ def write_sheet(path: Path, rows: Sequence[Sequence[Tile]], tile_width: int = 28
             corner = (MARGIN + j * step[0], MARGIN + i * step[1])
             draw.text((corner[0] + 2, corner[1] + 2), tile.caption, fill=INK, font=font)
             sheet.paste(_picture(tile, size), (corner[0], corner[1] + CAPTION_HEIGHT))
-    with atomic_write(path) as temporary:
-        sheet.save(temporary)
+    with writing(path, overwrite=True) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _picture(tile: Tile, size: tuple[int, int]) -> Image.Image:

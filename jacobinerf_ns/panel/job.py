@@ -1,6 +1,5 @@
 """A command of ours in the background of the viewer: started, watched, cancelled, and ended with the viewer."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ import threading
 from pathlib import Path
 
 import torch
+
+from jacobinerf_ns.files.outside import read_json
 
 COMMAND = "jacobinerf_ns.cli.background"
 """Started by its name: the panel knows no command."""
@@ -58,10 +59,10 @@ class Job:
         if self.manifest is None or _stamp(self.manifest) == self._earlier:
             return None
         try:
-            names = json.loads(self.manifest.read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, KeyError):
+            names = read_json(self.manifest, "the list of a command's files")["files"]
+            return sum((self.manifest.parent / name).exists() for name in names) / max(len(names), 1)
+        except (OSError, ValueError, LookupError, TypeError):  # somebody else's, or one that is not known yet
             return None
-        return sum((self.manifest.parent / name).exists() for name in names) / max(len(names), 1)
 
     @property
     def error(self) -> str | None:

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from jacobinerf_ns.annotations.frames import WorldFrame
 from jacobinerf_ns.annotations.store import ANNOTATIONS_NAME, AnnotationStore
+from jacobinerf_ns.compat.leaving_clients import remember_clients
 from jacobinerf_ns.compat.message_order import keep_messages_in_order
 from jacobinerf_ns.compat.render_threads import replace_render_threads, use_render_threads
 from jacobinerf_ns.errors import UserError
@@ -33,6 +33,7 @@ from jacobinerf_ns.panel.show_section import ShowSection
 from jacobinerf_ns.panel.size_section import SizeSection
 from jacobinerf_ns.panel.word_section import WordSection
 from jacobinerf_ns.panel.worker import Worker
+from jacobinerf_ns.progress import PlainConsole
 
 CPU_TRAINING_RESOLUTION, CPU_RESOLUTION = 64, 264
 """Longer side of a viewer frame on a CPU, in pixels, at the start: while training, where a frame holds the training
@@ -102,6 +103,7 @@ class Panel(ViewerControl):
         use_render_threads(viewer, self._renderer)
         OpeningView(self._host.photo_cameras).use(self.viser_server)
         keep_messages_in_order()
+        remember_clients(self.viser_server)
         self._take_over()
         self._refresh()
         self._worker.start()
@@ -206,7 +208,7 @@ class Panel(ViewerControl):
             self._worker.stop()
             return
         self.desk.say(f"⚠ That did not work ({texts.plain(repr(error))}). What was saved is as it was.")
-        CONSOLE.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+        PlainConsole().print("".join(traceback.format_exception(error)), highlight=False, soft_wrap=True)
 
     def _render_failed(self, error: Exception) -> None:
         self.desk.do(partial(self._failed, error))
