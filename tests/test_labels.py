@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils.eval_utils import eval_setup
+from scipy.spatial import KDTree
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.annotations import changes as changes
@@ -22,7 +23,7 @@ from jacobinerf_ns.labels.responses import answers, prototype_responses, respons
 from jacobinerf_ns.labels.seed_cache import rays_around
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, LabelView
 from jacobinerf_ns.labels.tracer import trace_all
-from jacobinerf_ns.labels.traces import Piece
+from jacobinerf_ns.labels.traces import NEAR_POINTS, Piece, _nearest_of_all, nearest_points
 from jacobinerf_ns.labels.views import label_view
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import open_run
@@ -491,3 +492,14 @@ def test_a_label_alone_is_its_selection_in_every_output(pipeline, strictness: fl
     assert torch.equal(selection, shown[snapshot.mask_names()[0]][..., 0])
     assert torch.equal(selection, found.decision.labels == 1)
     assert not show(pipeline, two_clicks(pipeline)).alone
+
+
+def test_a_gpu_finds_the_points_that_the_tree_finds():
+    generator = torch.Generator().manual_seed(0)
+    known, places = torch.rand(50, 3, generator=generator), torch.rand(4, 7, 3, generator=generator)
+    by_tree = nearest_points(KDTree(known.numpy()), places)
+    assert torch.equal(_nearest_of_all(known, places, NEAR_POINTS), by_tree)
+    few = nearest_points(KDTree(known[:3].numpy()), places)
+    assert torch.equal(_nearest_of_all(known[:3], places, 3), few)
+    missed = torch.full((2, 3), torch.nan)
+    assert nearest_points(KDTree(known.numpy()), missed).shape == (2, NEAR_POINTS)

@@ -14,7 +14,7 @@ from jacobinerf_ns.annotations.store import read_annotations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
 
-INTERACTIONS = 120
+INTERACTIONS = 60
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ CHUNKS = 3
 """Of one view."""
 READS_OF_A_CHUNK, READS_OF_A_VIEW = 3, 3
 """How many prototypes vote is found out in each chunk; at the end come the labels' shares."""
-READS_OF_A_LOOK = 2
+READS_OF_A_LOOK = 4
 """Of an edit, at each look behind what was removed."""
 LABELS = (Label(id=7, name="wall", colour=(255, 0, 0)), Label(id=9, name="chart", colour=(0, 255, 0)))
 SETTINGS = {
@@ -142,8 +142,8 @@ def test_views(run: Run, name: str):
     with HostReads() as reads:
         shown = render_view(run.pipeline.model, rays, snapshot)
     assert all(output.device.type == "cuda" for output in shown.values())
-    smoothed = 1 if SETTINGS[name].smooth else 0  # surface points are looked up in a tree on the CPU
-    assert len(reads.found) == CHUNKS * (READS_OF_A_CHUNK + smoothed) + READS_OF_A_VIEW, reads.by_place()
+
+    assert len(reads.found) == CHUNKS * READS_OF_A_CHUNK + READS_OF_A_VIEW, reads.by_place()
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.kind)

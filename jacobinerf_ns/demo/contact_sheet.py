@@ -19,9 +19,9 @@ from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 from jacobinerf_ns.run.opened import Run
 
 EDITS = {
-    "chair green": ("recoloured", Edit(kind="recolour", label=1, colour=(200, 40, 160))),
+    "chair green": ("taken away", Edit(kind="remove", label=1)),
     "sofa": ("cut out", Edit(kind="extract", label=1)),
-    "lamp orange": ("taken away", Edit(kind="remove", label=1)),
+    "lamp orange": ("recoloured", Edit(kind="recolour", label=1, colour=(200, 40, 160))),
 }
 """Things that are clicked, and what is done to each."""
 PICTURE_WIDTH = 192

@@ -70,6 +70,8 @@ def run_demo(config: JacobiNeRFTrainerConfig, room: Path, output_dir: Path) -> N
         found = {"shaped": measure(pipeline, (), "instances", STRIDE, "Clicking everything once")}
         with pipeline.model.answering_by("trunk"):
             found["unshaped"] = measure(pipeline, (), "instances", STRIDE, "The same, unshaped")
+            title = "Unshaped, not in one piece"
+            found["unshaped, not in one piece"] = measure(pipeline, (), "instances", STRIDE, title, connected=False)
         write_contact_sheet(output_dir / "contact_sheet.png", run, notes, cases)
     teacher = config.pipeline.datamanager.extractor
     numbers: dict[str, Any] = {"teacher": {"kind": type(teacher).__name__, **vars(teacher)}}

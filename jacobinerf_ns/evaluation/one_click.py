@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from jacobinerf_ns.annotations.schema import Annotations, Click, Label
-from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
+from jacobinerf_ns.annotations.schema import Annotations, Click, Label, ViewSettings
+from jacobinerf_ns.core.propagation import COMMON_THRESHOLD, PropagationConfig
 from jacobinerf_ns.datamanager import FeatureDataManager
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.files.index_maps import VOID_ID, read_label_map
@@ -114,7 +114,12 @@ class Found:
 
 
 def measure(
-    pipeline: JacobiNeRFPipeline, objects: tuple[str, ...], truth: Truth, stride: int, description: str
+    pipeline: JacobiNeRFPipeline,
+    objects: tuple[str, ...],
+    truth: Truth,
+    stride: int,
+    description: str,
+    connected: bool = True,
 ) -> Found:
     """Click every object, and score it at all thresholds; every view is rendered once for all objects.
 
@@ -124,6 +129,7 @@ def measure(
         truth: label maps that the objects are of.
         stride: every stride-th pixel is scored, in both directions.
         description: of the progress bar.
+        connected: select what hangs together with the click; otherwise all that responds.
 
     Raises:
         UserError: the capture has no such label maps, or no object of a name.
@@ -137,7 +143,7 @@ def measure(
         for case in choose(objects, data, truth, seen)
         if objects or (case.value < len(ids) and ids[case.value] >= LEAST_PIXELS)
     ]
-    snapshot = clicked(pipeline, cases)
+    snapshot = clicked(pipeline, cases, connected)
     shown = sorted({case.view for case in cases})
     views: list[tuple[Split, int]] = [*(("train", i) for i in shown), *(("eval", i) for i in range(len(held_out)))]
     counts = {}
@@ -195,7 +201,7 @@ def choose(
     return cases
 
 
-def clicked(pipeline: JacobiNeRFPipeline, cases: Sequence[Case]) -> LabelSnapshot:
+def clicked(pipeline: JacobiNeRFPipeline, cases: Sequence[Case], connected: bool = True) -> LabelSnapshot:
     """Return a label per object, with one click each. One prototype per label answers as if each label were alone."""
     data, seeds = pipeline.datamanager, []
     for number, case in enumerate(cases, start=1):
@@ -210,7 +216,8 @@ def clicked(pipeline: JacobiNeRFPipeline, cases: Sequence[Case]) -> LabelSnapsho
             )
         )
     labels = tuple(Label(id=number, name=f"object {number}", colour=(255, 0, 0)) for number in range(1, len(cases) + 1))
-    annotations = Annotations(labels=labels, seeds=tuple(seeds))
+    view = ViewSettings(propagation=PropagationConfig(connected=connected))
+    annotations = Annotations(labels=labels, seeds=tuple(seeds), view=view)
     with in_eval_mode(pipeline.model):
         snapshot = pipeline.label_maker().snapshot_of(annotations, Path(), needs_surface=False)
     assert snapshot is not None

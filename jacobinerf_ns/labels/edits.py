@@ -24,6 +24,8 @@ RECOLOUR_LOGITS = 4.0
 """Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""
 SOFTNESS = 0.03
 """Width of the border of a label between samples, in units of response: a hard one flickers."""
+REMOVAL_MARGIN = 0.1
+"""How much less responds what is removed together with a thing: its rim would be left in the air."""
 BORDER = 4.0
 """Widths of the border below the threshold from which on a sample is none of the label's."""
 LAYERS = 3
@@ -42,9 +44,11 @@ class Edited(NamedTuple):
 
     colour: Float[Tensor, "rays 3"]
     left: Float[Tensor, "rays 1"]
-    """Share of light that passes all samples."""
-    removed: Float[Tensor, "rays samples"]
-    """How much of each sample's density is gone, 0..1."""
+    """Share of light that passes all samples that have a part."""
+    opened: Bool[Tensor, "rays"]
+    """Whether something was removed where light arrives."""
+    exits: Float[Tensor, "rays 1"]
+    """Where on the ray the last of it ends; what is behind has no part in colour and light."""
 
 
 def edited_colour(
@@ -72,7 +76,7 @@ def edited_colour(
         again = _looks_behind(layer, left[indices]).nonzero()[:, 0]
         if not len(again):
             break
-        indices, rays = indices[again], _rays_behind(rays[again], current, layer, again)
+        indices, rays = indices[again], _rays_behind(rays[again], current, layer, again, extracts)
         current = trace(rays)
         layer = _edit_samples(current, snapshot)
         colour = colour.index_add(0, indices, left[indices] * layer.colour)
@@ -96,24 +100,28 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     thresholds = snapshot.thresholds()
     for edit in snapshot.edits:
         position = ids.index(edit.label)
-        threshold = thresholds[position]
+        threshold = thresholds[position] - (REMOVAL_MARGIN if edit.kind == "remove" else 0.0)
         mine = membership(_carried(found, traced, position, threshold, snapshot), position, threshold)
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
         elif edit.kind == "remove":
+            mine = torch.maximum(mine, _enclosed(mine, traced, position, threshold, snapshot))
             kept = kept * (1.0 - edit.strength * mine)
         else:
             kept = kept * (1.0 - edit.strength * (1.0 - mine))
     samples = traced.trace.ray_samples
     weights = samples.get_weights(traced.trace.density * kept[..., None])[..., 0]
     colours = torch.sigmoid(traced.logits + shift)
-    removed = 1.0 - kept
+    starts, ends = samples.frustums.starts[..., 0], samples.frustums.ends[..., 0]
+    gone = (1.0 - kept > HALF) & (1.0 - weights.cumsum(-1) + weights > SEE_THROUGH)
+    opened, exits = gone.any(-1), torch.where(gone, ends, starts[:, :1]).amax(-1, keepdim=True)
     if traced.background == "last_sample":
         # Light that nothing stops shows the last sample, unless an edit has opened the way to what is behind.
-        closed = removed.amax(-1, keepdim=True) <= HALF
-        weights = torch.where(closed, jacobian.effective_weights(weights, "last_sample"), weights)
+        weights = torch.where(opened[:, None], weights, jacobian.effective_weights(weights, "last_sample"))
+    # Samples crowd around the first surface: behind it one of them may stand for all the way to the next.
+    weights = torch.where(opened[:, None] & (starts >= exits), 0.0, weights)
     left = 1.0 - weights.sum(-1, keepdim=True)
-    return Edited((weights[..., None] * colours).sum(-2), left.clamp(min=0.0), removed)
+    return Edited((weights[..., None] * colours).sum(-2), left.clamp(min=0.0), opened, exits)
 
 
 def _sample_responses(traced: Traced, snapshot: LabelSnapshot) -> Float[Tensor, "rays samples labels"]:
@@ -141,13 +149,30 @@ def _carried(
     """
     if snapshot.connection is None:
         return found
-    near = found[..., position] > threshold - BORDER * SOFTNESS
+    near = (found[..., position] > threshold - BORDER * SOFTNESS).nonzero().unbind(-1)
     places = traced.trace.ray_samples.frustums.get_positions()[near]
+    held = connected(found[near], nearest_points(snapshot.connection.tree, places), snapshot.connection)
     carried = found.clone()
-    if len(places):
-        around = nearest_points(snapshot.connection.tree, places)
-        carried[..., position][near] = connected(found[near], around, snapshot.connection)[:, position]
+    carried[..., position].index_put_(near, held[:, position])
     return carried
+
+
+def _enclosed(
+    mine: Float[Tensor, "rays samples"], traced: Traced, position: int, threshold: float, snapshot: LabelSnapshot
+) -> Float[Tensor, "rays samples"]:
+    """Return how much samples are within a thing: most of the surface that is nearest to them is selected.
+
+    Nobody has seen the inside of things, and what the field has there answers by chance: it would be left as a ghost.
+    Looked up on rays that meet the thing.
+    """
+    inside = torch.zeros_like(mine)
+    if snapshot.connection is None:
+        return inside
+    rays = (mine.amax(-1) > HALF).nonzero()[:, 0]
+    places = traced.trace.ray_samples.frustums.get_positions()[rays]
+    carried = snapshot.connection.carried[:, position].to(mine)
+    around = carried[nearest_points(snapshot.connection.tree, places).to(mine.device)].median(-1).values
+    return inside.index_copy(0, rays, torch.sigmoid((around - threshold) / SOFTNESS))
 
 
 def membership(
@@ -177,21 +202,25 @@ def _recolouring(
 
 
 def _looks_behind(layer: Edited, left: Float[Tensor, "rays 1"]) -> Bool[Tensor, "rays"]:
-    return (left[:, 0] > SEE_THROUGH) & (layer.removed.amax(-1) > HALF)
+    return (left[:, 0] > SEE_THROUGH) & layer.opened
 
 
-def _rays_behind(rays: RayBundle, traced: Traced, layer: Edited, again: Int[Tensor, "rays"]) -> RayBundle:
-    """Return the same rays, beginning behind the last sample that was removed and had light to give.
+def _rays_behind(
+    rays: RayBundle, traced: Traced, layer: Edited, again: Int[Tensor, "rays"], extracts: bool
+) -> RayBundle:
+    """Return the same rays, beginning behind what was removed where light arrived.
 
     Args:
         rays: those that look behind.
         traced: the query before, of more rays.
         layer: its samples.
         again: the places of `rays` in it.
+        extracts: all but a thing was removed, so that rays leave the room: they end where their samples do, since what
+            lies beyond answers by chance.
     """
-    frustums = traced.trace.ray_samples.frustums
-    gone = (layer.removed[again] > HALF) & (traced.weights[again] > SEE_THROUGH / traced.weights.shape[-1])
-    ends = torch.where(gone, frustums.ends[again][..., 0], frustums.starts[again][..., :1, 0])
-    exits = ends.amax(-1, keepdim=True)
-    fars = frustums.ends[again][:, -1]
-    return replace(rays, nears=torch.minimum(exits, 0.999 * fars), fars=fars)
+    samples = traced.trace.ray_samples
+    # The last sample need not lie where rays end.
+    fars = samples.frustums.ends[:, -1]
+    if not extracts and samples.spacing_to_euclidean_fn is not None:
+        fars = torch.maximum(fars, samples.spacing_to_euclidean_fn(torch.ones_like(fars)))
+    return replace(rays, nears=torch.minimum(layer.exits[again], 0.999 * fars[again]), fars=fars[again])
