@@ -162,7 +162,7 @@ def test_edits_settings_and_taking_back(tmp_path: Path, capsys):
     assert "threshold 0.25, what hangs together, space 3d, void below 0.125" in capsys.readouterr().out
     found = annotate(None, *file, "--threshold", "own", "--strictness", "-0.25")
     assert (found.view.propagation.threshold, found.view.propagation.strictness) == ("own", -0.25)
-    assert "threshold own moved by -0.25, space 3d" in capsys.readouterr().out
+    assert "threshold own moved by -0.25, what hangs together, space 3d" in capsys.readouterr().out
 
 
 def test_sizes(tmp_path: Path, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import start, tiny_capture, tiny_config
 
 from jacobinerf_ns.cli.demo import Demo
+from jacobinerf_ns.demo import contact_sheet
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.evaluation import shaping_quality
 from jacobinerf_ns.evaluation.annotators import view_with_most_ids
@@ -94,7 +95,10 @@ def test_centre_pixel_is_inside_and_deep():
 
 
 @pytest.mark.slow
-def test_demo_writes_pictures_and_numbers_and_a_run_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_demo_writes_pictures_and_numbers_and_a_run_that_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(contact_sheet, "PICTURE_WIDTH", 24)  # a field of 12 steps is a fog, and edits look all of it up
     Demo(output_dir=tmp_path, extractor=HandcraftedConfig(), views=6, width=24, steps=12).main()
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 4 * 288

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,10 @@ def test_training_on_a_full_disk_is_one_line(capture: Path, tmp_path: Path, capf
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert [line for line in said.splitlines() if line.startswith("error: ") and "--load-dir" in line]
-    with pytest.raises(OSError, match="too large"):  # What it has not written it would write at the end of the program.
+    # What it has not written it would write at the end of the program, or not, if it got it out before it failed.
+    with suppress(OSError):
         writer.EVENT_WRITERS.pop().tb_writer.close()
+    assert not writer.EVENT_WRITERS
 
 
 @pytest.mark.parametrize("case", ["a file", "a full disk"])

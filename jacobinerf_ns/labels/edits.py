@@ -24,6 +24,8 @@ RECOLOUR_LOGITS = 4.0
 """Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""
 SOFTNESS = 0.03
 """Width of the border of a label between samples, in units of response: a hard one flickers."""
+EMPTY = 0.01
+"""Light that a sample stops below which it is not looked up."""
 REMOVAL_MARGIN = 0.1
 """How much less responds what is removed together with a thing: its rim would be left in the air."""
 BORDER = 4.0
@@ -149,7 +151,7 @@ def _carried(
     """
     if snapshot.connection is None:
         return found
-    near = (found[..., position] > threshold - BORDER * SOFTNESS).nonzero().unbind(-1)
+    near = ((found[..., position] > threshold - BORDER * SOFTNESS) & _solid(traced)).nonzero().unbind(-1)
     places = traced.trace.ray_samples.frustums.get_positions()[near]
     held = connected(found[near], nearest_points(snapshot.connection.tree, places), snapshot.connection)
     carried = found.clone()
@@ -168,11 +170,18 @@ def _enclosed(
     inside = torch.zeros_like(mine)
     if snapshot.connection is None:
         return inside
-    rays = (mine.amax(-1) > HALF).nonzero()[:, 0]
-    places = traced.trace.ray_samples.frustums.get_positions()[rays]
+    near = ((mine.amax(-1, keepdim=True) > HALF) & (mine < HALF) & _solid(traced)).nonzero().unbind(-1)
+    places = traced.trace.ray_samples.frustums.get_positions()[near]
     carried = snapshot.connection.carried[:, position].to(mine)
     around = carried[nearest_points(snapshot.connection.tree, places).to(mine.device)].median(-1).values
-    return inside.index_copy(0, rays, torch.sigmoid((around - threshold) / SOFTNESS))
+    return inside.index_put(near, torch.sigmoid((around - threshold) / SOFTNESS))
+
+
+def _solid(traced: Traced) -> Bool[Tensor, "rays samples"]:
+    """Return the samples that stop light at all: of others nobody sees whether they belong to a thing."""
+    samples = traced.trace.ray_samples
+    lengths = (samples.frustums.ends - samples.frustums.starts)[..., 0]
+    return traced.trace.density[..., 0] * lengths > EMPTY
 
 
 def membership(
