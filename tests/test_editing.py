@@ -1,17 +1,19 @@
 """Edits on a scene of two walls, one behind the other, whose every colour is known."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
+from scipy.spatial import KDTree
 
 from jacobinerf_ns.annotations.schema import Edit, Label
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.field import FieldTrace
 from jacobinerf_ns.labels.edits import _sample_responses, edited_colour, membership
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
 
 NEAR, FAR = 2.0, 4.0
@@ -22,8 +24,11 @@ LAYER = torch.stack([torch.logit(FRONT), torch.logit(BACK)], dim=-1)
 """W [channels hidden]: the front's activation gives the front's colour."""
 
 
-def look(rays: RayBundle) -> Traced:
-    """Opaque walls at distances 2 and 4; 64 samples from the near bound to 6, half of them before the nearest wall."""
+def look(rays: RayBundle, inside: torch.Tensor | None = None) -> Traced:
+    """Opaque walls at distances 2 and 4; 64 samples from the near bound to 6, half of them before the nearest wall.
+
+    The farther half of the wall in front has the activations `inside`, if they are given.
+    """
     assert rays.nears is not None
     count, nears = 64, rays.nears
     edges = nears + (6.0 - nears) * torch.linspace(0, 1, count + 1)
@@ -32,6 +37,8 @@ def look(rays: RayBundle) -> Traced:
     front, back = (middle - NEAR).abs() < 0.2, (middle - FAR).abs() < 0.2
     density = 200.0 * (front | back).float()[..., None]
     activations = torch.where((middle < (NEAR + FAR) / 2)[..., None], FEATURES[0], FEATURES[1])
+    if inside is not None:
+        activations = torch.where((front & (middle > NEAR))[..., None], inside, activations)
     logits = activations @ LAYER.T
     weights = samples.get_weights(density)[..., 0]
     colours = torch.sigmoid(logits)
@@ -59,6 +66,12 @@ def snapshot(*edits: Edit) -> LabelSnapshot:
     vectors = (slopes[:, :, None] * FEATURES[:, None, :]).flatten(1)
     prototypes = Prototypes(vectors, torch.arange(2), torch.ones(2, dtype=torch.bool), torch.ones(2))
     return LabelSnapshot(LABELS, prototypes, PropagationConfig(threshold=0.7), edits=edits)
+
+
+def connected(carried: list[list[float]]) -> Connection:
+    """What carries to 8 points of the front and to 8 of the back."""
+    sides = torch.tensor([[x, 0.0, z] for z in (NEAR, FAR) for x in torch.linspace(-0.1, 0.1, 8).tolist()])
+    return Connection(KDTree(sides.numpy()), torch.tensor(carried).repeat_interleave(8, dim=0))
 
 
 def render(rays: RayBundle, *edits: Edit) -> torch.Tensor:
@@ -123,3 +136,20 @@ def test_edits_of_several_labels_add_up(rays):
     both = render(rays, Edit(kind="remove", label=1), Edit(kind="recolour", label=2, colour=(255, 0, 0)))
     assert float(both[0, 0]) > float(BACK[0]) + 0.2
     assert close(render(rays, Edit(kind="remove", label=1, strength=0.0)), FRONT)
+
+
+def test_what_does_not_hang_together_with_its_seeds_is_left_alone(rays):
+    edits = snapshot(Edit(kind="remove", label=1))
+    apart = replace(edits, connection=connected([[0.1, 0.0], [0.0, 1.0]]))
+    assert close(edited_colour(look, rays, look(rays), apart), FRONT)
+    whole = replace(edits, connection=connected([[1.0, 0.0], [0.0, 1.0]]))
+    assert close(edited_colour(look, rays, look(rays), whole), BACK)
+
+
+def test_a_thing_goes_with_its_inside(rays):
+    """What nobody saw answers by chance: here with what is least like the thing."""
+    ghost = partial(look, inside=-FEATURES[0])
+    edits = snapshot(Edit(kind="remove", label=1))
+    assert not close(edited_colour(ghost, rays, ghost(rays), edits), BACK)
+    whole = replace(edits, connection=connected([[1.0, 0.0], [0.0, 1.0]]))
+    assert close(edited_colour(ghost, rays, ghost(rays), whole), BACK)
