@@ -1,6 +1,6 @@
 """Random and damaged files: a `UserError` of one line or a valid result, below 2 s of work and 1 GB, and never else.
 
-`make test` tries 200 examples a reader, always the same ones; `make fuzz` tries 20,000 new ones.
+`make test` tries 340 examples a reader, always the same ones; `make fuzz` tries 20,000 new ones.
 """
 
 import base64
@@ -37,7 +37,7 @@ from jacobinerf_ns.files.index_maps import read_label_map
 from jacobinerf_ns.files.masks import read_mask
 
 NEW = "JACOBINERF_FUZZ" in os.environ
-EXAMPLES = int(os.environ.get("JACOBINERF_FUZZ", "200"))
+EXAMPLES = int(os.environ.get("JACOBINERF_FUZZ", "340"))
 SECONDS, MEMORY = 2.0, 1 << 30
 PHOTO, WIDTH, HEIGHT = "0000.png", 24, 18
 
