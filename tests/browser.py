@@ -165,7 +165,10 @@ class Tab:
 
     def wait_for_markdown(self, containing: str, folder: str | None = None, timeout: float = TIMEOUT) -> str:
         """Waits for a text in the panel, and returns the whole element."""
-        return self.wait_until(lambda: self.markdown(containing, folder), f"the text {containing!r}", timeout)
+        try:
+            return self.wait_until(lambda: self.markdown(containing, folder), f"the text {containing!r}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the panel says {self.markdown(folder=folder)!r}") from None
 
     def wait_for_gui(self, label: str, folder: str | None = None, timeout: float = TIMEOUT, **properties: Any) -> None:
         """Waits until an element has these properties: `wait_for_gui("Undo", disabled=False)`."""

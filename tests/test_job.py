@@ -75,6 +75,26 @@ def test_without_a_gpu_nothing_is_asked(devices: Path):
     assert seen(started, devices) == "0"
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("os.kill(os.getpid(), 11)", "ended by signal SIGSEGV;"),
+        ("os.kill(os.getpid(), 9)", "ended by signal SIGKILL, as the system does where memory runs out;"),
+        ("print('error: no label'); sys.exit(2)", "no label"),
+        ("print('half'); raise KeyError('it')", "KeyError: 'it'"),
+        ("sys.exit(3)", "exit code 3"),
+    ],
+)
+def test_the_panel_says_how_a_command_ended(devices: Path, ends: str, said: str):
+    program = devices.with_name("says_its_devices.py")
+    program.write_text(f"import os, sys\n{ends}\n")
+    started = job.Job([])
+    while started.running:
+        time.sleep(0.02)
+    assert started.error is not None
+    assert said in started.error
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_the_panel_says_that_it_works_on_the_cpu(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Started:

@@ -204,5 +204,7 @@ def test_masks_of_all_photos_are_cancelled_and_made(user: User):
 def test_the_selected_label_is_exported(user: User):
     user.viewer.ask("points_of_parts", count=3000)
     user.tab.press("Export part")
-    user.tab.wait_for_markdown("Part chair green: done, in", folder="JacobiNeRF", timeout=240)
+    user.tab.wait_for_markdown("Part chair green: ", folder="JacobiNeRF")
+    user.tab.wait_for_gui("Cancel", visible=False, timeout=240)
+    assert "Part chair green: done, in" in user.tab.markdown("Part chair green", folder="JacobiNeRF")
     assert {path.suffix for path in (user.run / "parts/1").iterdir()} >= {".ply"}

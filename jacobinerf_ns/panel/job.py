@@ -1,6 +1,7 @@
 """A command of ours in the background of the viewer: started, watched, cancelled, and ended with the viewer."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -72,6 +73,8 @@ class Job:
         self._reader.join(timeout=5)
         said = [line.strip() for line in self._lines if line.strip()][-LAST_LINES:]
         named = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+        if not named and self._process.returncode < 0:
+            return _killed(-self._process.returncode)
         return (named or said or [f"it ended with exit code {self._process.returncode}"])[-1]
 
     def cancel(self) -> None:
@@ -83,6 +86,13 @@ class Job:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines = [*self._lines[-LAST_LINES:], line]
+
+
+def _killed(number: int) -> str:
+    """Say that a signal ended the command: it had no time to say so itself."""
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    why = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
+    return f"it was ended by signal {name}{why}; what it had written stays"
 
 
 def _gpu_is_full() -> bool:

@@ -23,6 +23,8 @@ OUTLIER_SPACINGS = 4.0
 counts standard deviations, which the strays themselves make large.)"""
 POISSON_DEPTH = 9
 """Depth of the octree that a mesh is solved on (nerfstudio's)."""
+POISSON_THREADS = 1
+"""With more, Open3D's solver freezes or crashes now and then (Open3D issue 6828), and is no faster on a part."""
 MIN_MESH_POINTS = 200
 """Fewest points that a mesh is made of."""
 TRIM = 3.0
@@ -104,7 +106,9 @@ def reconstruct(cloud: Cloud, name: str) -> Mesh:
     open3d = load_open3d()
     plain = _plain_cloud(cloud.positions)
     plain.normals = open3d.utility.Vector3dVector(cloud.normals.astype(np.float64))
-    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(plain, depth=POISSON_DEPTH)
+    mesh, _ = open3d.geometry.TriangleMesh.create_from_point_cloud_poisson(
+        plain, depth=POISSON_DEPTH, n_threads=POISSON_THREADS
+    )
     tree = KDTree(cloud.positions)
     distances, nearest = map(np.asarray, tree.query(np.asarray(mesh.vertices), k=COLOUR_NEIGHBOURS))
     spacing = np.median(tree.query(cloud.positions, k=SPACING_NEIGHBOUR)[0][:, -1])
