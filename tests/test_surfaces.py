@@ -12,7 +12,8 @@ from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.core import surfaces
 from jacobinerf_ns.core.agreement import SeenView, agreed
 from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
-from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
+from jacobinerf_ns.core.segments import Weights, cut, flatness, merge_tree, small_segments
+from jacobinerf_ns.core.silhouettes import Outlines, outlines
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
@@ -124,23 +125,99 @@ def test_what_one_view_alone_believes_is_not_agreed_on():
     assert np.median(voices) >= 3
 
 
+NOTHING_SEEN = Outlines(*(np.zeros(0, int) for _ in range(4)))
+PLAIN = Weights(bend=1.0, jump=1.0, look=1.0, body_share=1.0, full=1.0)
+
+
 def test_small_segments_and_the_order_of_merges():
     # 0-1 cheap, 2-3 cheap, 1-2 dear, 3-4 dearer.
     first, second, cost = np.array([0, 2, 1, 3]), np.array([1, 3, 2, 4]), np.array([0.0, 0.0, 0.5, 0.8])
     segment = small_segments(5, first, second, cost, scale=0.1, least=1)
     assert segment.tolist() == [0, 0, 1, 1, 2]
     assert small_segments(5, first, second, cost, scale=0.1, least=2).tolist() == [0, 0, 1, 1, 1]
-    looks = np.zeros((5, 1))
-    tree = merge_tree(segment, first, second, cost, looks, look_weight=1.0, full=1.0)
+    looks, points = np.zeros((5, 1)), np.zeros((5, 3))
+    tree = merge_tree(segment, first, second, cost, points, looks, NOTHING_SEEN, PLAIN)
     assert tree.height.tolist() == [0.5, 0.8]
     assert cut(tree, 0.6).tolist() == [0, 0, 1]
     assert cut(tree, 0.4).tolist() == [0, 1, 2]
     looks[:2] = 2.0  # The first pair looks different: ‖2‖² / 2 on top, and the last pair merges first.
-    tree = merge_tree(segment, first, second, cost, looks, look_weight=1.0, full=1.0)
+    tree = merge_tree(segment, first, second, cost, points, looks, NOTHING_SEEN, PLAIN)
     assert cut(tree, 0.9).tolist() == [0, 1, 1]
     assert (np.diff(tree.height) >= 0).all()
     # Segments of a quarter of the full size pay half.
-    assert merge_tree(segment, first, second, cost, looks * 0, 1.0, full=8.0).height.tolist()[0] == pytest.approx(0.25)
+    tree = merge_tree(segment, first, second, cost, points, looks * 0, NOTHING_SEEN, PLAIN._replace(full=8.0))
+    assert tree.height.tolist()[0] == pytest.approx(0.25)
+
+
+def test_what_jumps_parts_more_the_less_it_touches():
+    # A chain of three segments of two points each; what is between them costs 0.4 for each of two pairs.
+    segment, first, second = np.repeat([0, 1, 2], 2), np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5])
+    looks, points = np.zeros((6, 1)), np.zeros((6, 3))
+    # Views show 20 pairs of pixels that touch where space has 4 pairs of points: 30 that jump are 6.
+    seen = Outlines(np.array([0, 0, 1]), np.array([1, 2, 2]), np.array([10, 0, 10]), np.array([30, 50, 0]))
+    tree = merge_tree(segment, first, second, np.full(4, 0.4), points, looks, seen, PLAIN._replace(bend=2.0, jump=3.0))
+    assert sorted([tree.first[0], tree.second[0]]) == [1, 2]
+    # 0 and 2 do not touch, but 2 brings along what jumps between them: 10 of 50, and 6 of 30, on 2 pairs.
+    share = 16 / (2 / 3 + 16)
+    assert tree.height.tolist() == pytest.approx([0.8, 2 * (1 - share) * 0.4 + 3 * share**4])
+
+
+def test_a_plane_is_flat_and_a_ball_is_not():
+    rng = np.random.default_rng(0)
+    ball = rng.normal(size=(4000, 3)) * 5
+    plane = ball * [1, 1, 0.05]
+    moments = [
+        np.einsum("ni,nj->ij", *[np.concatenate([np.ones((len(p), 1)), p + 7], axis=1)] * 2) for p in (ball, plane)
+    ]
+    found = flatness(np.stack(moments))
+    assert found[0] == pytest.approx(np.exp(-(25 - 1) / (25 * 0.35**2)), rel=0.7)
+    assert found[1] == 1.0
+
+
+def test_outlines_are_counted_where_they_are_seen():
+    origin, rays = looking_down((0.0, 0.0), side=64)
+    rays = rays[28:36, 28:36]
+    grid = np.repeat([[0, 0, 0, 0, 1, 1, 1, 1]], 8, axis=0)
+    near = np.where(grid == 1, 2.0, 4.0)
+    know = np.ones_like(grid, bool)
+    views = [SeenView(origin, rays, distance, know, np.zeros((8, 8, 3))) for distance in (near, near * 0 + 4.0)]
+    seen = outlines(views, [grid, grid], cell=0.1)
+    # In every row three pairs of pixels, three apart, lie in both.
+    assert [part.tolist() for part in seen] == [[0], [1], [24], [24]]
+    hidden = [view._replace(known=know & (np.arange(8) != 4)) for view in views]
+    assert outlines(hidden, [grid, grid], cell=0.1).jumping.tolist() == [16]
+    assert len(outlines(views, [grid * 0, grid - 1], cell=0.1).first) == 0
+
+
+def test_a_ball_of_two_colours_is_one_thing_and_a_rug_is_not_the_floor():
+    middle, radius = np.array([-0.7, 0.0, 1.0]), 1.0
+    views, truth = [], []
+    for x in (-1.6, -0.8, 0.0, 0.8, 1.6):
+        for y in (-1.2, 0.0, 1.2):
+            origin, rays = looking_down((x, y), side=64)
+            floor = -origin[2] / rays[..., 2]
+            along = (rays * (middle - origin)).sum(-1)
+            inside = radius**2 - np.square(middle - origin).sum() + along**2
+            ball = inside > 0
+            distances = np.where(ball, along - np.sqrt(np.maximum(inside, 0)), floor)
+            points = origin + rays * distances[..., None]
+            rug = ~ball & (abs(points[..., 0] - 1.2) < 0.5) & (abs(points[..., 1]) < 0.7)
+            colours = np.where((rug | ball & (points[..., 0] < middle[0]))[..., None], RED, GREY)
+            views.append(SeenView(origin, rays, distances, np.ones_like(ball), colours))
+            truth.append(np.where(ball, 1, np.where(rug, 2, 0)))
+
+    def overlaps(config: PartitionConfig) -> list[float]:
+        found, grids = partition(views, config)
+        level = found.levels[4]
+        shown, expected = (np.concatenate([part.ravel() for part in parts]) for parts in (grids, truth))
+        chosen = [level[shown] == np.bincount(level[shown[expected == value]]).argmax() for value in (0, 1, 2)]
+        pairs = [(which, expected == value) for value, which in enumerate(chosen)]
+        return [(which & true).sum() / (which | true).sum() for which, true in pairs]
+
+    floor_found, ball_found, rug_found = overlaps(PartitionConfig())
+    assert min(floor_found, ball_found) > 0.95
+    assert rug_found > 0.75
+    assert overlaps(PartitionConfig(body_share=1.0))[1] < 0.7  # two halves
 
 
 def test_held_out_views_get_the_same_leaves():
@@ -299,7 +376,17 @@ def test_many_views_are_looked_at_more_coarsely():
     assert side_for(frames, SurfacesConfig(side=160, rays=36_000)) == 80
 
 
-@pytest.mark.parametrize("wrong", [{"levels": (0.3, 0.2)}, {"levels": ()}, {"look_share": 2.0}, {"side": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"levels": (0.3, 0.2)},
+        {"levels": ()},
+        {"look_share": 2.0},
+        {"side": 1},
+        {"body_share": 1.5},
+        {"jump_weight": -1.0},
+    ],
+)
 def test_bad_settings_are_refused_before_training(wrong):
     with pytest.raises(UserError, match="surfaces:"):
         SurfacesConfig(**wrong).check()

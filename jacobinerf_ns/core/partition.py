@@ -1,7 +1,7 @@
 """A scene taken apart into its surfaces' segments, at several levels from parts to wholes, from what its views see.
 
-`agreement` finds the surfaces, `surfaces` what lies between neighbouring points, `segments` the tree; here they meet.
-Letters are theirs.
+`agreement` finds the surfaces, `surfaces` what lies between neighbouring points, `silhouettes` what hides what,
+`segments` the tree; here they meet. Letters are theirs.
 
 One segmentation hangs on its settings: with one grain a fox's head falls apart, with another it is one with the wall.
 Several can be made, by grains of the grid and weights of looks, and all of them are kept: how many put two points into
@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from scipy.ndimage import distance_transform_edt
 
 from jacobinerf_ns.core.agreement import SeenView, agreed
-from jacobinerf_ns.core.segments import cut, merge_tree, small_segments
+from jacobinerf_ns.core.segments import Weights, cut, merge_tree, small_segments
+from jacobinerf_ns.core.silhouettes import outlines
 from jacobinerf_ns.core.surfaces import (
     FAR_REACH,
     REACH,
@@ -50,14 +51,20 @@ class PartitionConfig:
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
     look_weights: tuple[float, ...] = (2.0,)
-    """Costs of looking entirely different, for segments that merge; a scene is taken apart once for each."""
+    """Costs of looking entirely different, for flat segments that merge; a scene is taken apart once for each."""
+    body_share: float = 0.15
+    """Share (0..1) of these costs for bodies, on which another colour is a marking."""
+    bend_weight: float = 1.0
+    """Cost of a concave right angle all along the boundary of two segments that merge."""
+    jump_weight: float = 3.0
+    """Cost of standing entirely before the other, as views see it, for segments that merge."""
     small_scale: float = 0.6
     """k of the small segments: larger, larger."""
     least: int = 8
     """Points of the smallest segment."""
     full: float = 50.0
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
-    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.55, 0.75)
+    levels: tuple[float, ...] = (0.07, 0.14, 0.2, 0.28, 0.4, 0.55)
     """Heights at which the tree is cut, from parts to wholes."""
 
 
@@ -98,7 +105,7 @@ def partition(
     fine = clouds[0].points
     leaves, rows = [], []
     for cloud in clouds:
-        own, cuts = _segmentations(cloud, config)
+        own, cuts = _segmentations(cloud, corrected, config)
         leaves.append(own[nearest(cloud.points, fine, np.inf)])
         rows.append(cuts)
     found = _combined(fine, leaves, rows, clouds[0].cell)
@@ -106,17 +113,21 @@ def partition(
 
 
 def _segmentations(
-    cloud: Cloud, config: PartitionConfig
+    cloud: Cloud, views: Sequence[SeenView], config: PartitionConfig
 ) -> tuple[Int[np.ndarray, "points"], Int[np.ndarray, "levels segments"]]:
     """Return the small segment of each point, and the segment of these at each height, for each weight of looks."""
     near = neighbours(cloud, REACH)
     cost = near.bend + config.colour_weight * near.contrast
     leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)
     far = neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE)
-    trees = [
-        merge_tree(leaves, far.first, far.second, far.bend, cloud.looks, weight, config.full)
-        for weight in config.look_weights
+    bare = Partition(cloud.points, leaves, np.empty((0, int(leaves.max()) + 1), np.int64), cloud.cell)
+    seen = outlines(views, [leaves_of(view, bare) for view in views], cloud.cell)
+    points = cloud.points / cloud.cell
+    weights = [
+        Weights(config.bend_weight, config.jump_weight, look, config.body_share, config.full)
+        for look in config.look_weights
     ]
+    trees = [merge_tree(leaves, far.first, far.second, far.bend, points, cloud.looks, seen, each) for each in weights]
     return leaves, np.stack([cut(tree, height) for height in config.levels for tree in trees])
 
 

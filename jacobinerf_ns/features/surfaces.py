@@ -30,7 +30,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 2  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 3  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
@@ -96,6 +96,11 @@ class SurfacesConfig(PartitionConfig):
                 f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cells {self.cells}, look "
                 f"weights {self.look_weights} and look share {self.look_share:g} given, expected at least {LEAST_SIDE} "
                 "pixels, a ray, a dimension, cells above 0, a weight, a share of 0 to 1"
+            )
+        if not 0 <= self.body_share <= 1 or min(self.bend_weight, self.jump_weight) < 0:
+            raise UserError(
+                f"surfaces: body share {self.body_share:g}, bend weight {self.bend_weight:g} and jump weight "
+                f"{self.jump_weight:g} given, expected a share of 0 to 1 and weights of at least 0"
             )
 
 
