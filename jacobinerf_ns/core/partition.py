@@ -64,7 +64,7 @@ class PartitionConfig:
     """Points of the smallest segment."""
     full: float = 50.0
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
-    levels: tuple[float, ...] = (0.07, 0.14, 0.2, 0.28, 0.4, 0.55)
+    levels: tuple[float, ...] = (0.08, 0.14, 0.18, 0.21, 0.24, 0.28, 0.4, 0.55)
     """Heights at which the tree is cut, from parts to wholes."""
 
 
