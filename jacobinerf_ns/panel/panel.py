@@ -184,6 +184,8 @@ class Panel(ViewerControl):
     def _idle(self) -> None:
         self._take_over()
         self.files.look()
+        if self._store.write_kept():
+            self.desk.say(texts.saved_again(self._store.path))
         if self._store.snapshot()[0] != self._framed:
             # Another program changed the file; the panel may have shown it since, the screen has not.
             self._changed()
