@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -297,6 +298,96 @@ def test_a_program_that_keeps_the_lock_is_named(path: Path, monkeypatch):
         # Readers do not wait.
         assert store.snapshot() == (0, Annotations())
     assert store.change(two_labels()) == two_labels()
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> AnnotationStore:
+    """The store of a run whose folder has been removed, with the folder that it was in: it cannot be made anew."""
+    store = AnnotationStore(tmp_path / "outputs" / "run" / "annotations.json")
+    store.change(two_labels())
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere")
+    return store
+
+
+def test_a_folder_that_has_gone_takes_no_labels_with_it(away: AnnotationStore):
+    before = away.snapshot()
+    assert before == (1, two_labels())
+    assert away.problem is not None
+    assert f"{away.folder} has gone" in away.problem
+    assert "put the folder back" in away.problem
+    assert not away.unsaved  # nothing was changed: nobody wants a folder back that they have removed
+    assert not away.write_kept()
+    away.folder.parent.parent.joinpath("elsewhere").rename(away.folder.parent)
+    assert away.snapshot() == before
+    assert away.problem is None
+
+
+def test_changes_are_kept_until_the_folder_is_back(away: AnnotationStore):
+    assert away.change(add_click(1)) == add_click(1)(two_labels())
+    away.change(add_click(2))
+    assert away.undo()
+    assert away.snapshot()[1] == add_click(1)(two_labels())
+    assert away.unsaved
+    assert not away.write_kept()
+    assert away.problem is not None
+    assert f"cannot write {away.path}" in away.problem
+    assert "kept in memory only" in away.problem
+    assert not away.folder.parent.exists()
+    elsewhere = away.folder.parent.with_name("elsewhere")
+    other = AnnotationStore(elsewhere / "run" / "annotations.json")
+    other.change(add_click(3))
+    elsewhere.rename(away.folder.parent)
+    assert away.snapshot()[1] == add_click(1)(two_labels())  # until both are joined
+    assert away.write_kept()
+    assert away.problem is None
+    seeds = read_annotations(away.path).seeds
+    assert set(seeds) == set(add_click(1)(add_click(3)(two_labels())).seeds)
+    assert away.snapshot()[1].seeds == seeds
+    assert not away.write_kept()
+    assert away.undo()
+    assert read_annotations(away.path) == add_click(3)(two_labels())
+
+
+def test_changes_are_written_as_soon_as_the_folder_can_be_made(away: AnnotationStore):
+    away.change(add_click(1))
+    away.folder.parent.mkdir()
+    assert away.write_kept()
+    assert read_annotations(away.path) == add_click(1)(two_labels())
+    away.change(add_click(2))
+    shutil.rmtree(away.folder)
+    away.change(add_click(3))
+    assert not away.unsaved
+    assert away.problem is None
+    assert read_annotations(away.path) == add_click(3)(add_click(2)(add_click(1)(two_labels())))
+
+
+def test_a_file_that_goes_a_moment_before_its_folder_has_not_been_emptied(tmp_path: Path):
+    store = AnnotationStore(tmp_path / "run" / "annotations.json")
+    store.change(two_labels())
+    store.path.unlink()
+    assert store.snapshot() == (2, Annotations())  # somebody may want to begin anew
+    shutil.rmtree(store.folder)
+    assert store.snapshot() == (3, two_labels())
+    # A folder of that name, as of a training that begins anew: what was promised to be kept is kept.
+    store.folder.mkdir()
+    assert store.change(add_click(1)) == read_annotations(store.path) == add_click(1)(two_labels())
+
+
+def test_what_came_back_and_does_not_fit_is_said_and_nothing_is_lost(away: AnnotationStore):
+    away.change(add_click(1))
+    away.folder.mkdir(parents=True)
+    write_annotations(away.path, Annotations())  # the label of the new click has gone from it
+    assert not away.write_kept()
+    assert away.problem is not None
+    assert "names label 1" in away.problem
+    assert read_annotations(away.path) == Annotations()
+    assert away.snapshot()[1] == add_click(1)(two_labels())
+    away.path.write_text("{")
+    assert not away.write_kept()
+    assert "is not valid JSON" in away.problem
+    away.path.unlink()
+    assert away.write_kept()
+    assert read_annotations(away.path) == add_click(1)(two_labels())
 
 
 WRITER = """

@@ -95,6 +95,18 @@ def test_the_panel_says_how_a_command_ended(devices: Path, ends: str, said: str)
     assert said in started.error
 
 
+def test_a_command_that_prints_no_text_does_not_wait_for_its_reader(devices: Path):
+    program = devices.with_name("says_its_devices.py")
+    program.write_text(
+        "import os, sys\nos.write(1, b'\\xff\\xfe broken\\n')\n"
+        "for _ in range(4000):\n    print('x' * 99)\nprint('error: full'); sys.exit(2)\n"
+    )
+    started, end = job.Job([]), time.monotonic() + 20
+    while started.running and time.monotonic() < end:
+        time.sleep(0.02)
+    assert started.error == "full"
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_the_panel_says_that_it_works_on_the_cpu(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Started:

@@ -531,6 +531,42 @@ def test_another_program_and_a_damaged_file(panel: Panel):
     assert len(saved(panel).seeds) == 1
 
 
+def test_a_run_that_is_removed_while_it_is_open_loses_no_label(panel: Panel):
+    run = panel._store.folder
+    elsewhere = run.parent.with_name("elsewhere")
+    press(panel)
+    click_on_pixel(panel, 9, 12)
+    run.parent.rename(elsewhere)
+    try:
+        wait_for(lambda: "has gone" in panel.desk._status.content)
+        assert "kept in memory" in panel.desk._status.content
+        press(panel)
+        click_on_pixel(panel, 9, 5)
+        render(panel)
+        # Below what the click met, and for as long as it is so.
+        assert "answers in" in panel.desk._status.content
+        assert "kept in memory only" in panel.desk._status.content
+        assert panel.desk._status.content.count("⚠") == 1
+        assert len(panel.desk.annotations.seeds) == 2
+        assert not run.parent.exists()
+    finally:
+        elsewhere.rename(run.parent)
+    wait_for(lambda: "saved again" in panel.desk._status.content)
+    assert len(saved(panel).seeds) == 2
+    panel.desk.do(lambda: panel.desk.say("what is said next"))
+    settle(panel)
+    assert panel.desk._status.content == "what is said next"
+
+
+def test_memory_of_frames_is_given_back_while_the_panel_has_nothing_else_to_do(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[Any] = []
+    monkeypatch.setattr(panel, "_freed", SimpleNamespace(give_back=drawn.append))
+    render(panel)
+    wait_for(lambda: panel._report in drawn)
+
+
 def test_what_another_program_writes_is_on_the_screen_whoever_sees_it_first(
     panel: Panel, monkeypatch: pytest.MonkeyPatch
 ):

@@ -54,7 +54,8 @@ def test_a_chunk_takes_no_more_than_is_reckoned_with(config: JacobiNeRFModelConf
     rays = some_rays(160)
     with torch.no_grad():
         model.trace(rays[:8])
-        taken = peak_bytes(lambda: Piece(model.trace(rays)).light()) / len(rays)
+        # Threads of other tests, as of a viewer, may take some meanwhile: never less.
+        taken = min(peak_bytes(lambda: Piece(model.trace(rays)).light()) for _ in range(3)) / len(rays)
     assert model.bytes_per_ray / 4 < taken < model.bytes_per_ray
     assert model.rays_at_once == config.eval_num_rays_per_chunk
 

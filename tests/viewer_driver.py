@@ -6,8 +6,6 @@ Everything that the program itself prints goes to stderr, so that stdout holds a
 `do`, the name of a function of `Commands`, and its arguments; the answer is `{"ok": …}` or `{"error": traceback}`.
 """
 
-import ctypes
-import gc
 import json
 import os
 import sys
@@ -185,9 +183,7 @@ class Commands:
         return self._clicks
 
     def resident(self) -> int:
-        """Memory of this process that is in use, in bytes; what Python and libc hold in reserve is given back first."""
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        """Memory that this process takes, in bytes, with what Python and libc hold in reserve: what a user sees."""
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def levels(self, thresholds: list[float] | None) -> None:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,7 +132,7 @@ class AnnotationStore:
     """The annotations of a file, for the threads of a program, while other programs may change the file too.
 
     Everybody reads one immutable value. `problem` says what is wrong with the file when another program damaged it; the
-    last good value stays in use.
+    last good value stays in use. So it does where the whole folder has gone, and changes are then kept in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,6 +148,11 @@ class AnnotationStore:
         self._revision = 0
         self._undo: deque[_Step] = deque(maxlen=HISTORY)
         self._redo: deque[_Step] = deque(maxlen=HISTORY)
+        self._had_folder, self._away = self._place.parent.is_dir(), False
+        self._deleted: Annotations | None = None
+        """What was in the file before it was deleted: where a folder is removed, the file may go a moment before it."""
+        self._filed: Annotations | None = None
+        """What the file held before the changes that are only in memory; None where there are none."""
         # Readers must not wait for a writer that waits for another program: two locks.
         self._state, self._writing = threading.Lock(), threading.Lock()
 
@@ -156,6 +161,11 @@ class AnnotationStore:
         """What the mask files of seeds are relative to."""
         return self.path.parent
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether there are changes that could not be written, since the folder has gone: `write_kept` tries again."""
+        return self._filed is not None
+
     def snapshot(self) -> tuple[int, Annotations]:
         """Return (revision, annotations): the revision grows with every change: equal numbers, equal annotations.
 
@@ -163,8 +173,9 @@ class AnnotationStore:
         """
         with self._state:
             stamp = _stamp(self.path)
-            if stamp != self._stamp:
-                self._stamp = stamp
+            if not self._has_gone(stamp) and not self.unsaved and (stamp != self._stamp or self._away):
+                self._stamp, self._away = stamp, False
+                self._deleted = self._current if stamp is None else None
                 try:
                     self._adopt(read_annotations(self.path))
                 except UserError as error:
@@ -181,18 +192,32 @@ class AnnotationStore:
             remember: whether `undo` takes it back; how things are looked at is no work to be lost.
 
         Raises:
-            UserError: the file is damaged (it is left alone) or cannot be written, or the result is not valid.
+            UserError: the file is damaged (it is left alone) or cannot be written, or the result is not valid. Not
+                where the folder has gone that was there: then the change is kept in memory (`unsaved`).
         """
         with self._alone():
             seen = base or self._current
             before = self._read_again()
             after = new(before) if callable(new) else carry_over(before, seen, new)
-            if after != before:
+            if after != before or self.unsaved:
                 self._write(after)
-                if remember:
-                    self._undo.append(_Step(after, before))
-                    self._redo.clear()
+            if after != before and remember:
+                self._undo.append(_Step(after, before))
+                self._redo.clear()
             return self._current
+
+    def write_kept(self) -> bool:
+        """Write what is only in memory, where the folder is back or can be made; return whether that was done.
+
+        Never raises because of the file: `problem` says why it cannot be.
+        """
+        if not self.unsaved:
+            return False
+        try:
+            self.change(lambda annotations: annotations)
+        except UserError as error:
+            self.problem = str(error)
+        return not self.unsaved
 
     def undo(self) -> bool:
         """Take back the last change made here, and no other program's; False when there is none left.
@@ -227,12 +252,38 @@ class AnnotationStore:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other threads and programs from changing the file meanwhile."""
-        with self._writing, _locked(Path(os.path.realpath(self.path))):
-            yield
+        with self._writing:
+            place = self._place
+            with self._state:
+                out_of_reach = self._has_gone(_stamp(self.path)) and not _is_there_again(place.parent)
+            with nullcontext() if out_of_reach else _locked(place):
+                yield
+
+    @property
+    def _place(self) -> Path:
+        """Where the file really lies, if its path is a link."""
+        return Path(os.path.realpath(self.path))
+
+    def _has_gone(self, stamp: object) -> bool:
+        """Whether the file went together with its folder, which nobody does to begin anew; under the state's lock."""
+        self._had_folder = self._had_folder or stamp is not None
+        if stamp is None and self._had_folder and not self._away and not self._place.parent.is_dir():
+            self._away = True
+            if self._deleted is not None:
+                self._adopt(self._deleted)
+            self.problem = (
+                f"{self.folder} has gone (removed or renamed), with {self.path.name}; its labels are kept in memory: "
+                "put the folder back, or go on, and the next change makes it anew and writes them there"
+            )
+        return self._away and stamp is None
 
     def _read_again(self) -> Annotations:
+        if self._away and _stamp(self.path) is None:
+            return self._current
         fresh = read_annotations(self.path)
         with self._state:
+            if self._filed is not None:
+                fresh = carry_over(fresh, self._filed, self._current)
             self._adopt(fresh)
         return fresh
 
@@ -240,10 +291,24 @@ class AnnotationStore:
         with plain_errors():
             # Models can be put together without their checks; a file that cannot be read back must never be written.
             checked = Annotations.model_validate_json(annotations.model_dump_json())
+        if self._away and not self._place.parent.is_dir():
+            self._keep(checked)
+            return
         write_annotations(self.path, checked)
         with self._state:
             self._stamp = _stamp(self.path)
+            self._had_folder, self._away, self._deleted, self._filed = True, False, None, None
             self._adopt(checked)
+
+    def _keep(self, annotations: Annotations) -> None:
+        with self._state:
+            if self._filed is None:
+                self._filed = self._current
+            self._adopt(annotations)
+            self.problem = (
+                f"cannot write {self.path}: its folder has gone (removed or renamed) and cannot be made anew; what you "
+                "label is kept in memory only: put the folder back, or make the one that it was in, before you close"
+            )
 
     def _adopt(self, annotations: Annotations) -> None:
         self.problem = None
@@ -259,6 +324,18 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _is_there_again(folder: Path) -> bool:
+    """Whether a folder that had gone is back, or could be made.
+
+    Only within what is there: where a disk is no longer mounted, files would be hidden below it when it comes back.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

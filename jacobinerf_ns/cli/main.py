@@ -15,6 +15,7 @@ from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.cli.propagate import Propagate
 from jacobinerf_ns.cli.query import Query
 from jacobinerf_ns.cli.transfer import Transfer
+from jacobinerf_ns.compat.quick_end import end_quickly
 from jacobinerf_ns.errors import one_line_exit
 
 COMMANDS = {
@@ -35,6 +36,7 @@ COMMANDS = {
 
 def entrypoint() -> None:
     """Parse the command line and run the command; bad input ends in one line and exit code 2."""
+    end_quickly()
     # Deprecations inside libraries are no news to their users, and would bury the progress bars.
     warnings.filterwarnings("ignore", module=r"(nerfstudio|torch|torchmetrics)\.")
     command = tyro.extras.subcommand_cli_from_dict(

@@ -16,8 +16,8 @@ from torch import Tensor
 from jacobinerf_ns.annotations.schema import Edit
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import nearest_responses
-from jacobinerf_ns.labels.responses import connected, rgb_directions
-from jacobinerf_ns.labels.snapshot import LabelSnapshot
+from jacobinerf_ns.labels.responses import rgb_directions
+from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced, nearest_points
 
 RECOLOUR_LOGITS = 4.0
@@ -152,10 +152,10 @@ def _carried(
     if snapshot.connection is None:
         return found
     near = ((found[..., position] > threshold - BORDER * SOFTNESS) & _solid(traced)).nonzero().unbind(-1)
-    places = traced.trace.ray_samples.frustums.get_positions()[near]
-    held = connected(found[near], nearest_points(snapshot.connection.tree, places), snapshot.connection)
+    mine = found[..., position]
+    held = torch.minimum(mine[near], _around(traced, near, snapshot.connection, position).amax(-1))
     carried = found.clone()
-    carried[..., position].index_put_(near, held[:, position])
+    carried[..., position] = mine.index_put(near, held)
     return carried
 
 
@@ -171,10 +171,16 @@ def _enclosed(
     if snapshot.connection is None:
         return inside
     near = ((mine.amax(-1, keepdim=True) > HALF) & (mine < HALF) & _solid(traced)).nonzero().unbind(-1)
-    places = traced.trace.ray_samples.frustums.get_positions()[near]
-    carried = snapshot.connection.carried[:, position].to(mine)
-    around = carried[nearest_points(snapshot.connection.tree, places).to(mine.device)].median(-1).values
+    around = _around(traced, near, snapshot.connection, position).median(-1).values
     return inside.index_put(near, torch.sigmoid((around - threshold) / SOFTNESS))
+
+
+def _around(
+    traced: Traced, near: tuple[Tensor, ...], connection: Connection, position: int
+) -> Float[Tensor, "places neighbours"]:
+    """Return how much of the responses to one label carries to the surface points around samples at (ray, sample)."""
+    places = traced.trace.ray_samples.frustums[near].get_positions()
+    return connection.carried[:, position].to(places)[nearest_points(connection.tree, places)]
 
 
 def _solid(traced: Traced) -> Bool[Tensor, "rays samples"]:

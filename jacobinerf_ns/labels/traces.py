@@ -52,6 +52,7 @@ class Piece:
     def __init__(self, traced: Traced) -> None:
         self.outputs = traced.outputs
         self.samples: Traced | None = traced
+        # Each with what it was found for: two tabs may show a view at once, of other labels.
         self._near: tuple[KDTree, Tensor] | None = None
         self._shares: tuple[Tensor, Tensor] | None = None
 
@@ -95,18 +96,19 @@ class Piece:
 
     def nearest(self, tree: KDTree) -> Int[Tensor, "rays neighbours"]:
         """Return the `NEAR_POINTS` nearest points of a tree; found once, since they do not depend on labels."""
-        if self._near is None or self._near[0] is not tree:
-            self._near, self._shares = (tree, nearest_points(tree, self.points)), None
-        return self._near[1]
+        known = self._near
+        if known is None or known[0] is not tree:
+            known = self._near = (tree, nearest_points(tree, self.points))
+        return known[1]
 
     def neighbours(
         self, tree: KDTree, vectors: Float[Tensor, "points dims"]
     ) -> tuple[Int[Tensor, "rays neighbours"], Float[Tensor, "rays neighbours"]]:
         """Return the nearest points of a tree and their `alike_shares`, found once too."""
-        near = self.nearest(tree)
-        if self._shares is None or self._shares[0] is not near:
-            self._shares = (near, alike_shares(self.jacobians, vectors[near]))
-        return self._shares
+        near, known = self.nearest(tree), self._shares
+        if known is None or known[0] is not near:
+            known = self._shares = (near, alike_shares(self.jacobians, vectors[near]))
+        return known
 
     @property
     def nbytes(self) -> int:

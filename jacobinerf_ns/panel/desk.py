@@ -150,7 +150,10 @@ class Desk:
         return moved
 
     def say(self, text: str) -> None:
-        """Show a line of markdown at the top of the panel."""
+        """Show a line of markdown at the top of the panel; below it, as long as it is so, that labels are not saved."""
+        if self._store.unsaved and self._store.problem is not None:
+            warning = f"⚠ {texts.plain(self._store.problem)}"
+            text = text if warning in text else f"{text}\n\n{warning}"
         if self._status.content != text:
             self._status.content = text
 

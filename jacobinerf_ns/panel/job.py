@@ -43,6 +43,8 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Libraries print what they like: a reader that stops at a byte would let the command wait for it for ever.
+            errors="replace",
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else None,
         )
         self._lines: list[str] = []

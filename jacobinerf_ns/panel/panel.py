@@ -25,6 +25,7 @@ from jacobinerf_ns.panel.click_section import ClickSection
 from jacobinerf_ns.panel.desk import Desk
 from jacobinerf_ns.panel.edit_section import EditSection
 from jacobinerf_ns.panel.file_section import FileSection
+from jacobinerf_ns.panel.freed_memory import FreedMemory
 from jacobinerf_ns.panel.label_section import LabelSection
 from jacobinerf_ns.panel.marks import Marks
 from jacobinerf_ns.panel.opening_view import OpeningView
@@ -92,6 +93,7 @@ class Panel(ViewerControl):
         run = Path(viewer.log_filename).absolute().parent
         self._store = self._own_store(run)
         self._report, self._framed = ViewReport(None, {}, 0), -1
+        self._freed = FreedMemory()
         self.screen = Screen(KeptViews(device=self._host.device), self._is_shown, self._seen)
         self._worker = Worker(self._failed, self._idle)
         self._build(run)
@@ -182,6 +184,8 @@ class Panel(ViewerControl):
     def _idle(self) -> None:
         self._take_over()
         self.files.look()
+        if self._store.write_kept():
+            self.desk.say(texts.saved_again(self._store.path))
         if self._store.snapshot()[0] != self._framed:
             # Another program changed the file; the panel may have shown it since, the screen has not.
             self._changed()
@@ -189,6 +193,7 @@ class Panel(ViewerControl):
             # A frame may get lost, in a tab that is closed or a thread that is interrupted; an answer must not.
             self._ask_for_frames()
         self._say_problem()
+        self._freed.give_back(self._report)
 
     def _say_problem(self) -> None:
         keeper = self._host.labels

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from jacobinerf_ns.annotations.schema import Annotations
 from jacobinerf_ns.labels.words import THERE
@@ -32,6 +33,11 @@ NEW_LABEL = "(new label)"
 def plain(text: str) -> str:
     """Return a text in which markdown finds nothing to do: names of labels are whatever people type."""
     return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~$&])", r"\\\1", text.replace("\n", " "))
+
+
+def saved_again(path: Path) -> str:
+    """Return what is said when the annotation file's folder, which had gone, is back."""
+    return f"The folder is back: all labels are saved again, in `{path}`."
 
 
 def percent(share: float) -> str:
