@@ -159,7 +159,7 @@ def test_what_jumps_parts_more_the_less_it_touches():
     assert sorted([tree.first[0], tree.second[0]]) == [1, 2]
     # 0 and 2 do not touch, but 2 brings along what jumps between them: 10 of 50, and 6 of 30, on 2 pairs.
     share = 16 / (2 / 3 + 16)
-    assert tree.height.tolist() == pytest.approx([0.8, 2 * (1 - share) * 0.4 + 3 * share**4])
+    assert tree.height.tolist() == pytest.approx([0.8, 0.8 + 3 * share**4])
 
 
 def test_a_plane_is_flat_and_a_ball_is_not():
@@ -170,7 +170,7 @@ def test_a_plane_is_flat_and_a_ball_is_not():
         np.einsum("ni,nj->ij", *[np.concatenate([np.ones((len(p), 1)), p + 7], axis=1)] * 2) for p in (ball, plane)
     ]
     found = flatness(np.stack(moments))
-    assert found[0] == pytest.approx(np.exp(-(25 - 1) / (25 * 0.35**2)), rel=0.7)
+    assert found[0] == pytest.approx(np.exp(-(25 - 1) / (25 * 0.4**2)), rel=0.7)
     assert found[1] == 1.0
 
 
@@ -208,7 +208,7 @@ def test_a_ball_of_two_colours_is_one_thing_and_a_rug_is_not_the_floor():
 
     def overlaps(config: PartitionConfig) -> list[float]:
         found, grids = partition(views, config)
-        level = found.levels[4]
+        level = found.levels[6]
         shown, expected = (np.concatenate([part.ravel() for part in parts]) for parts in (grids, truth))
         chosen = [level[shown] == np.bincount(level[shown[expected == value]]).argmax() for value in (0, 1, 2)]
         pairs = [(which, expected == value) for value, which in enumerate(chosen)]

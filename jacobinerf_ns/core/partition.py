@@ -50,11 +50,11 @@ class PartitionConfig:
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
-    look_weights: tuple[float, ...] = (2.0,)
+    look_weights: tuple[float, ...] = (3.0,)
     """Costs of looking entirely different, for flat segments that merge; a scene is taken apart once for each."""
     body_share: float = 0.15
     """Share (0..1) of these costs for bodies, on which another colour is a marking."""
-    bend_weight: float = 1.0
+    bend_weight: float = 1.5
     """Cost of a concave right angle all along the boundary of two segments that merge."""
     jump_weight: float = 3.0
     """Cost of standing entirely before the other, as views see it, for segments that merge."""
@@ -64,7 +64,7 @@ class PartitionConfig:
     """Points of the smallest segment."""
     full: float = 50.0
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
-    levels: tuple[float, ...] = (0.08, 0.14, 0.18, 0.21, 0.24, 0.28, 0.4, 0.55)
+    levels: tuple[float, ...] = (0.1, 0.2, 0.28, 0.34, 0.4, 0.55, 0.8)
     """Heights at which the tree is cut, from parts to wholes."""
 
 

@@ -10,7 +10,7 @@ Small segments (Felzenszwalb and Huttenlocher, IJCV 2004): pairs in the order of
     w_ij ≤ min(h_S + k/|S|, h_T + k/|T|),   h_S the largest cost that joined S.
 Only pairs of the minimum spanning tree can join anything, so others are never looked at.
 The tree: of all neighbours S, T those merge first that nothing parts and that look alike,
-    height_ST = (γ·(1 − s)·W_ST / M_ST + c·s⁴ + μ_R·‖φ_S − φ_T‖² / 2) · √min(1, |R| / full),
+    height_ST = (γ·W_ST / M_ST + c·s⁴ + μ_R·‖φ_S − φ_T‖² / 2) · √min(1, |R| / full),
     s = J_ST / (M_ST / CLEAR + J_ST),   R the smaller of the two,
 small ones before large ones. What stands before another thing, and touches it hardly, has s near 1. A snout hides a
 part of the throat too, and is one with it: hence the fourth power.
@@ -34,7 +34,7 @@ from jacobinerf_ns.core.surfaces import means
 
 CLEAR = 3.0
 """Times that more is to touch than to jump where two segments are as much one thing as two."""
-BODY = 0.35
+BODY = 0.4
 """Thickness, as a share of the second longest extent, from which on a segment is a body more than a plane."""
 TINY = 1e-9
 COST_FLOOR = 1e-9
@@ -175,7 +175,7 @@ class _Growing:
         jumps = meeting.jumps / (meeting.pairs / CLEAR + meeting.jumps)
         look = weights.look * (weights.body_share + (1 - weights.body_share) * self.flat[smaller])
         unlike = float(np.square(self.look[a] - self.look[b]).sum()) / 2
-        between = weights.bend * (1 - jumps) * meeting.cost / meeting.pairs + weights.jump * jumps**4 + look * unlike
+        between = weights.bend * meeting.cost / meeting.pairs + weights.jump * jumps**4 + look * unlike
         return between * min(1.0, self.size[smaller] / weights.full) ** 0.5
 
     def mergeable(self, a: int) -> list[int]:
