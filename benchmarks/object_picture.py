@@ -51,6 +51,8 @@ class ObjectPicture:
     """Sizes larger (or smaller, below 0) than the click's own."""
     tile_width: int = 200
     """Width of each picture, pixels."""
+    resolution: float = 0.25
+    """Share of the photos' resolution that is rendered."""
 
     def main(self) -> None:
         """Fits the click, renders, scores, and writes the picture."""
@@ -70,6 +72,7 @@ class ObjectPicture:
             rows = [[tile]]
             for name in self.others:
                 camera = self._photo(run, name).camera.to(run.pipeline.device)
+                camera.rescale_output_resolution(self.resolution)
                 shown = render_with(run.pipeline, camera, plain)
                 row = [Tile(shown["selection_overlay"], f"selected, in {name}")]
                 for edit in edits:
