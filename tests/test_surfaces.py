@@ -1,6 +1,6 @@
 """The teacher that looks at the field: small scenes with known parts, and runs that go on with what it found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,10 +214,12 @@ def test_a_ball_of_two_colours_is_one_thing_and_a_rug_is_not_the_floor():
         pairs = [(which, expected == value) for value, which in enumerate(chosen)]
         return [(which & true).sum() / (which | true).sum() for which, true in pairs]
 
-    floor_found, ball_found, rug_found = overlaps(PartitionConfig())
+    levels = (0.1, 0.2, 0.28, 0.34, 0.4, 0.55, 0.8)
+    bodies = PartitionConfig(look_weights=(3.0,), body_share=0.15, bend_weight=1.5, jump_weight=3.0, levels=levels)
+    floor_found, ball_found, rug_found = overlaps(bodies)
     assert min(floor_found, ball_found) > 0.95
     assert rug_found > 0.75
-    assert overlaps(PartitionConfig(body_share=1.0))[1] < 0.7  # two halves
+    assert overlaps(replace(bodies, body_share=1.0))[1] < 0.7  # two halves
 
 
 def test_held_out_views_get_the_same_leaves():

@@ -50,21 +50,21 @@ class PartitionConfig:
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
-    look_weights: tuple[float, ...] = (3.0,)
+    look_weights: tuple[float, ...] = (2.0,)
     """Costs of looking entirely different, for flat segments that merge; a scene is taken apart once for each."""
-    body_share: float = 0.15
-    """Share (0..1) of these costs for bodies, on which another colour is a marking."""
-    bend_weight: float = 1.5
+    body_share: float = 1.0
+    """Share (0..1) of these costs for bodies; with less, another colour on a body is a marking and no other thing."""
+    bend_weight: float = 1.0
     """Cost of a concave right angle all along the boundary of two segments that merge."""
-    jump_weight: float = 3.0
-    """Cost of standing entirely before the other, as views see it, for segments that merge."""
+    jump_weight: float = 0.0
+    """Cost of standing entirely before the other, as views see it, for segments that merge; 0 does not look at it."""
     small_scale: float = 0.6
     """k of the small segments: larger, larger."""
     least: int = 8
     """Points of the smallest segment."""
     full: float = 50.0
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
-    levels: tuple[float, ...] = (0.1, 0.2, 0.28, 0.34, 0.4, 0.55, 0.8)
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.55, 0.75)
     """Heights at which the tree is cut, from parts to wholes."""
 
 
@@ -121,7 +121,8 @@ def _segmentations(
     leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)
     far = neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE)
     bare = Partition(cloud.points, leaves, np.empty((0, int(leaves.max()) + 1), np.int64), cloud.cell)
-    seen = outlines(views, [leaves_of(view, bare) for view in views], cloud.cell)
+    looked_at = views if config.jump_weight else ()
+    seen = outlines(looked_at, [leaves_of(view, bare) for view in looked_at], cloud.cell)
     points = cloud.points / cloud.cell
     weights = [
         Weights(config.bend_weight, config.jump_weight, look, config.body_share, config.full)

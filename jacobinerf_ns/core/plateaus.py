@@ -25,11 +25,11 @@ from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
 
 GRID = np.linspace(0.05, 0.95, 91)
 """Thresholds that are tried."""
-TYPICAL, PULL = 0.55, 40.0
+TYPICAL, PULL = 0.8, 80.0
 """Threshold that things are best selected with where one has to do for all, and how much a level away from it has to be
-more stable. Found on connected responses of two teachers each on `nook`, the demo room and the fox; pulls of 20 to 80
+more stable. Found on connected responses of `nook`, `atelier` and two trainings on the demo room; pulls of 20 to 120
 select about the same."""
-REACH = 0.12
+REACH = 0.08
 """Response on each side of the natural level over which it is to be stable."""
 FINE_REACH = 0.06
 """The same for the other levels, which may lie between two that are near."""
