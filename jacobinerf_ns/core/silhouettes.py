@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jacobinerf_ns.core.agreement import SeenView
 from jacobinerf_ns.core.surfaces import footprint
@@ -46,29 +46,29 @@ def outlines(views: Sequence[SeenView], segments: Sequence[Int[np.ndarray, "heig
         cell: v, in the unit of the scene.
     """
     count = 1 + max((int(grid.max()) for grid in segments if grid.size), default=-1)
-    touching, jumping = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    found = [(np.empty(0, np.int64), np.empty(0, bool))]
     for view, grid in zip(views, segments, strict=True):
-        for axis in (0, 1):
-            meeting, jumps = _across(view, grid, cell, axis, count)
-            touching.append(meeting[~jumps])
-            jumping.append(meeting[jumps])
-    everything = np.concatenate([*touching, *jumping])
-    kept, place = np.unique(everything, return_inverse=True)
-    apart = np.arange(len(everything)) >= sum(len(part) for part in touching)
-    counts = [np.bincount(place[which], minlength=len(kept)) for which in (~apart, apart)]
-    return Outlines(kept // max(count, 1), kept % max(count, 1), *counts)
+        limit = NEAR * np.maximum(SPAN * footprint(view.directions, view.distances), cell)
+        found += [_across(view, grid, limit, axis, count) for axis in (0, 1)]
+    meeting, jumps = (np.concatenate(part) for part in zip(*found, strict=True))
+    kept, place = np.unique(meeting, return_inverse=True)
+    touching, jumping = (np.bincount(place[which], minlength=len(kept)) for which in (~jumps, jumps))
+    return Outlines(kept // max(count, 1), kept % max(count, 1), touching, jumping)
 
 
 def _across(
-    view: SeenView, grid: Int[np.ndarray, "height width"], cell: float, axis: int, count: int
+    view: SeenView,
+    grid: Int[np.ndarray, "height width"],
+    limit: Float[np.ndarray, "height width"],
+    axis: int,
+    count: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return S·count + T of the pairs along an axis whose segments differ, and which of them jump."""
     here, there = _shifted(axis, slice(None, -SPAN)), _shifted(axis, slice(SPAN, None))
     low, high = np.minimum(grid[here], grid[there]), np.maximum(grid[here], grid[there])
     meets = (low != high) & (low >= 0) & view.known[here] & view.known[there]
-    points, covered = view.points, footprint(view.directions, view.distances)
-    apart = np.linalg.norm(points[here] - points[there], axis=-1)
-    jumps = apart > NEAR * np.maximum(SPAN * np.maximum(covered[here], covered[there]), cell)
+    points = view.points
+    jumps = np.linalg.norm(points[here] - points[there], axis=-1) > np.maximum(limit[here], limit[there])
     return (low * count + high)[meets], jumps[meets]
 
 
