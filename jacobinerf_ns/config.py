@@ -43,9 +43,9 @@ LITE_MODEL = replace(
     num_nerf_samples_per_ray=24,
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
-    # Its own teacher looks at the field's depth: half of the training makes that.
-    shaping_start_step=1200,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=1300),
+    # Its own teacher looks at the field's depth: most of the training makes that.
+    shaping_start_step=1800,
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=700),
 )
 PAPER_MODEL = replace(
     FULL_MODEL,

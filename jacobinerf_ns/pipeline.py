@@ -24,6 +24,7 @@ from jacobinerf_ns.compat import checkpoints
 from jacobinerf_ns.compat.camera_paths import check_camera_paths
 from jacobinerf_ns.compat.opening import check_what_is_opened
 from jacobinerf_ns.core.gathering import rank_zero_first
+from jacobinerf_ns.core.partition import Partition
 from jacobinerf_ns.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from jacobinerf_ns.dataparsers.camera_paths import read_camera_path
 from jacobinerf_ns.errors import at_the_door, one_line_exit
@@ -134,7 +135,11 @@ class JacobiNeRFPipeline(VanillaPipeline):
             names = data.train_dataparser_outputs.image_filenames
             return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
 
-        return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras))
+        def parts() -> Partition | None:
+            found = self.surfaces.found()
+            return None if found is None else found.partition
+
+        return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras), parts)
 
     @cached_property
     def words(self) -> Words:

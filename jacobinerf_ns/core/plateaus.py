@@ -13,12 +13,18 @@ is no more stable than "nearly nothing". A teacher of parts and wholes makes sev
 half the room is the most stable. So the natural level is the one where
     log(|dL/dθ| + flat) + pull · (θ − typical)²
 is least: stable, and of what responds nearly as the clicked place itself does.
+
+Where it is known which parts of the scene things are (`persistence.py`), that says more than a histogram: the natural
+level is then the one whose selection is most like the likeliest thing,
+    argmax over θ of |{R ≥ θ} ∩ T| / |{R ≥ θ} ∪ T|,   T the pixels of the thing.
+The field still draws the outline, in views and at distances from which nobody has looked at things.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.core.propagation import COMMON_THRESHOLD
@@ -40,6 +46,16 @@ DEPTH, FLAT = 0.1, 0.3
 unit of response below which all is as stable."""
 STEP = 0.2
 """Change of log A from one level to the next: less is the same thing again."""
+FITS = 0.5
+"""Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
+
+
+class Thing(NamedTuple):
+    """What a label may be meant to select."""
+
+    members: Bool[np.ndarray, "pixels"]
+    score: float
+    """How likely it is meant, on any scale."""
 
 
 class Plateaus(NamedTuple):
@@ -70,28 +86,50 @@ def moved(threshold: float, strictness: float) -> float:
     return threshold + strictness * (threshold if strictness < 0 else 1.0 - threshold)
 
 
-def find_plateaus(responses: Float[Tensor, "pixels"]) -> Plateaus:
+def find_plateaus(responses: Float[Tensor, "pixels"], things: Sequence[Thing] = ()) -> Plateaus:
     """Return the levels of one label; the common threshold where hardly anything or nearly everything responds.
 
     Deterministic, and the same for the same pixels in any order.
 
     Args:
         responses: R of random pixels of the whole scene, some thousands.
+        things: what the label may mean, where that is known of the same pixels.
     """
-    ordered = np.sort(responses.double().cpu().numpy())
+    raw = responses.double().cpu().numpy()
+    ordered = np.sort(raw)
     inside = len(ordered) - np.searchsorted(ordered, GRID)
     says = (inside >= FEWEST) & (inside <= MOST * len(ordered))
     if not says.any():
         return Plateaus((COMMON_THRESHOLD,), 0)
     tried, inside = GRID[says], inside[says]
-    natural = int((np.log(_change(ordered, tried, REACH) + FLAT) + PULL * (tried - TYPICAL) ** 2).argmin())
     fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
-    kept = [natural]
-    for level in sorted(_valleys(fine), key=lambda level: (fine[level], level)):
+    likely = _of_things(raw, things, tried, inside)
+    if not likely:
+        likely = [int((np.log(_change(ordered, tried, REACH) + FLAT) + PULL * (tried - TYPICAL) ** 2).argmin())]
+    kept: list[int] = []
+    for level in likely + sorted(_valleys(fine), key=lambda level: (fine[level], level)):
         if all(abs(np.log(inside[level] / inside[other])) >= STEP for other in kept):
             kept.append(level)
+    natural = kept[0]
     kept.sort(reverse=True)
     return Plateaus(tuple(round(float(tried[level]), 2) for level in kept), kept.index(natural))
+
+
+def _of_things(
+    responses: Float[np.ndarray, "pixels"],
+    things: Sequence[Thing],
+    tried: Float[np.ndarray, "levels"],
+    inside: Int[np.ndarray, "levels"],
+) -> list[int]:
+    """Return the levels that select a thing best, from the likeliest thing on; things that none fits are left out."""
+    found = []
+    for thing in sorted(things, key=lambda thing: -thing.score):
+        own = np.sort(responses[thing.members])
+        both = len(own) - np.searchsorted(own, tried)
+        overlap = both / (inside + len(own) - both)
+        if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
+            found.append(int(overlap.argmax()))
+    return found
 
 
 def _change(

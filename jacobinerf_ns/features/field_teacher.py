@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ class SurfacesState(nn.Module):
     def found(self) -> Surfaces | None:
         """Return what was found, if anything was."""
         kept = dict(self.named_buffers())
-        return Surfaces(**kept) if kept else None
+        return Surfaces(**_with_tree(kept)) if kept else None
 
 
 def surfaces_in(state: Mapping[str, Tensor]) -> Surfaces | None:
@@ -57,12 +58,17 @@ def surfaces_in(state: Mapping[str, Tensor]) -> Surfaces | None:
         UserError: it holds a part of it.
     """
     kept = {key.removeprefix(STATE_PREFIX): value for key, value in state.items() if key.startswith(STATE_PREFIX)}
-    if kept and kept.keys() != set(Surfaces._fields):
+    if kept and _with_tree(kept).keys() != set(Surfaces._fields):
         raise UserError(
             f"the checkpoint holds {', '.join(sorted(kept))} of the surfaces teacher, expected "
             f"{', '.join(Surfaces._fields)}: use an earlier checkpoint of the run"
         )
-    return Surfaces(**kept) if kept else None
+    return Surfaces(**_with_tree(kept)) if kept else None
+
+
+def _with_tree(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a run of before the tree was kept holds, with a tree in which nothing merges."""
+    return {"merges": torch.zeros(0, 2, dtype=torch.int32), "heights": torch.zeros(0), **kept}
 
 
 @dataclass

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from jacobinerf_ns.core.agreement import SeenView
 from jacobinerf_ns.core.partition import Partition, PartitionConfig, leaves_of, partition
+from jacobinerf_ns.core.segments import MergeTree
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame, fingerprint_of, load_rgb, sample
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 2  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 3  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
@@ -87,20 +88,19 @@ class SurfacesConfig(PartitionConfig):
             self.side < LEAST_SIDE
             or self.rays < 1
             or self.dimensions < 1
-            or not self.cells
-            or min(self.cells) <= 0
-            or not self.look_weights
+            or self.cell <= 0
             or not 0 <= self.look_share <= 1
         ):
             raise UserError(
-                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cells {self.cells}, look "
-                f"weights {self.look_weights} and look share {self.look_share:g} given, expected at least {LEAST_SIDE} "
-                "pixels, a ray, a dimension, cells above 0, a weight, a share of 0 to 1"
+                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cell {self.cell:g} and "
+                f"look share {self.look_share:g} given, expected at least {LEAST_SIDE} pixels, a ray, a dimension, a "
+                "cell above 0, a share of 0 to 1"
             )
-        if not 0 <= self.body_share <= 1 or min(self.bend_weight, self.jump_weight) < 0:
+        if not 0 <= self.body_share <= 1 or min(self.bend_weight, self.jump_weight, self.look_weight) < 0:
             raise UserError(
-                f"surfaces: body share {self.body_share:g}, bend weight {self.bend_weight:g} and jump weight "
-                f"{self.jump_weight:g} given, expected a share of 0 to 1 and weights of at least 0"
+                f"surfaces: body share {self.body_share:g}, bend weight {self.bend_weight:g}, jump weight "
+                f"{self.jump_weight:g} and look weight {self.look_weight:g} given, expected a share of 0 to 1 and "
+                "weights of at least 0"
             )
 
 
@@ -117,12 +117,18 @@ class Surfaces(NamedTuple):
     """(rows, cols) of the grid that each training image was looked at."""
     numbers: Int[Tensor, "cells"]
     """Leaf of each cell of these grids, one after the other."""
+    merges: Int[Tensor, "merges 2"]
+    """Which leaves merge, in order; none in runs of before this was kept."""
+    heights: Float[Tensor, "merges"]
+    """At which heights they do."""
 
     @property
     def partition(self) -> Partition:
         """The scene, taken apart."""
         points, leaves, levels = (part.cpu().numpy() for part in (self.points, self.leaves, self.levels))
-        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell))
+        first, second = self.merges.cpu().long().numpy().T
+        tree = MergeTree(levels.shape[1], first, second, self.heights.cpu().double().numpy())
+        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell), tree)
 
     @property
     def grids(self) -> NumberedRows:
@@ -194,6 +200,8 @@ def find_surfaces(frames: Sequence[Frame], views: Sequence[SeenView], config: Pa
         looks=pooled(numbers, features, found.levels.shape[1]),
         shapes=torch.tensor([grid.shape for grid in grids]),
         numbers=torch.cat([grid.flatten() for grid in numbers]).int(),
+        merges=torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
+        heights=torch.from_numpy(found.tree.height),
     )
 
 

@@ -19,6 +19,7 @@ from jacobinerf_ns.annotations.schema import Annotations, TextSeed
 from jacobinerf_ns.annotations.store import AnnotationStore
 from jacobinerf_ns.core.connection import carried_responses, surface_graph
 from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.core.partition import Partition, leaves_at
 from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.core.propagation import (
     CENTRES_FIT,
@@ -35,6 +36,7 @@ from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.labels.responses import needs_samples, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
 from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot, Mark, Relevancy, SurfacePool
+from jacobinerf_ns.labels.things import Parts, things_meant
 from jacobinerf_ns.labels.tracer import Tracer, chunks, in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Piece, nearest_points
 
@@ -67,6 +69,8 @@ class _Surface(NamedTuple):
     """Of their surface points."""
     graph: csr_matrix
     """Which of these are near each other."""
+    parts: Parts | None
+    """Where these are in the scene taken apart, if it was."""
 
 
 class LabelKeeper:
@@ -117,6 +121,7 @@ class LabelMaker:
         seed_rays: Callable[[Annotations, Path], SeedRays],
         random_rays: Callable[[int], RayBundle],
         photos: int,
+        parts: Callable[[], Partition | None] = lambda: None,
     ) -> None:
         """Make labels on a field.
 
@@ -125,8 +130,9 @@ class LabelMaker:
             seed_rays: turns annotations and the folder of their masks into rays.
             random_rays: draws training pixels.
             photos: how many photos these are drawn from.
+            parts: the scene taken apart, where it was.
         """
-        self._tracer, self._random_rays, self._photos = tracer, random_rays, photos
+        self._tracer, self._random_rays, self._photos, self._parts = tracer, random_rays, photos, parts
         self._traces = SeedTraces(tracer, seed_rays)
         self._built: _Built | None = None
         self._surface_pixels: _Surface | None = None
@@ -230,9 +236,9 @@ class LabelMaker:
             carried = torch.from_numpy(carried_responses(found.double().numpy(), surface.graph, starts)).to(found)
             connection = Connection(surface.tree, carried.to(self._tracer.device))
             found = torch.minimum(found, carried)
-        return replace(
-            snapshot, connection=connection, plateaus=tuple(find_plateaus(column) for column in found.unbind(-1))
-        )
+        things = [[] for _ in snapshot.labels] if surface.parts is None else things_meant(snapshot, hits, surface.parts)
+        levels = [find_plateaus(column, meant) for column, meant in zip(found.unbind(-1), things, strict=True)]
+        return replace(snapshot, connection=connection, plateaus=tuple(levels))
 
     def _refined(
         self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
@@ -262,7 +268,11 @@ class LabelMaker:
                 torch.cat(parts) for parts in zip(*((p.jacobians, p.points) for p in pieces), strict=True)
             )
             places = points.cpu().numpy()
-            self._surface_pixels = _Surface(version, rays, pieces, vectors, KDTree(places), surface_graph(places))
+            found = self._parts()
+            parts = None if found is None else Parts(found, leaves_at(places.astype(np.float64), found))
+            self._surface_pixels = _Surface(
+                version, rays, pieces, vectors, KDTree(places), surface_graph(places), parts
+            )
         return self._surface_pixels
 
     def _smoothing(
