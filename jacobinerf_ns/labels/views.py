@@ -18,7 +18,7 @@ from jacobinerf_ns.labels.memory import free_bytes
 from jacobinerf_ns.labels.outputs import nothing_to_show, outlined, pictures
 from jacobinerf_ns.labels.responses import answers, needs_samples, relevancies
 from jacobinerf_ns.labels.snapshot import Answers, LabelSnapshot, LabelView
-from jacobinerf_ns.labels.tracer import Tracer, trace_all
+from jacobinerf_ns.labels.tracer import Rows, Tracer, trace_all
 from jacobinerf_ns.labels.traces import Piece, Traced
 
 KEPT_BYTES = 3 << 30
@@ -167,7 +167,7 @@ def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None)
     samples = edits or (snapshot is not None and needs_samples(snapshot.config))
     view = None if screen is None else screen.kept.view(rays, _setting(tracer))
     flat, size, queried = rays.flatten(), tracer.rays_at_once, 0
-    parts: list[dict[str, Tensor]] = []
+    rows = Rows(len(flat))
     go_on = BETWEEN_CHUNKS.get()
     for index, start in enumerate(range(0, len(flat), size)):
         piece = None if view is None else view.pieces.get(index)
@@ -184,9 +184,9 @@ def render_view(tracer: Tracer, rays: RayBundle, snapshot: LabelSnapshot | None)
             assert piece.samples is not None
             part = flat[start : start + size].to(tracer.device)
             outputs[_EDITED] = edited_colour(tracer.trace, part, piece.samples, snapshot)
-        parts.append(outputs)
+        rows.put(start, {name: value for name, value in outputs.items() if isinstance(value, Tensor)})
         go_on()
-    return _whole(parts, rays, snapshot, screen, queried)
+    return _whole(rows.columns, rays, snapshot, screen, queried)
 
 
 def _query(
@@ -199,14 +199,10 @@ def _query(
 
 
 def _whole(
-    parts: list[dict[str, Tensor]], rays: RayBundle, snapshot: LabelSnapshot | None, screen: Screen | None, queried: int
+    columns: Mapping[str, Tensor], rays: RayBundle, snapshot: LabelSnapshot | None, screen: Screen | None, queried: int
 ) -> dict[str, Tensor]:
     shape, device = rays.origins.shape[:2], rays.origins.device
-    whole = {
-        name: torch.cat([part[name] for part in parts]).view(*shape, -1).to(device)
-        for name, value in parts[0].items()
-        if isinstance(value, Tensor)
-    }
+    whole = {name: value.view(*shape, -1).to(device) for name, value in columns.items()}
     rgb, shares = whole["rgb"], {}
     if snapshot is None or _RESPONSES not in whole:
         shown = nothing_to_show(rgb)

@@ -1,0 +1,115 @@
+"""What lasts in a tree: by hand, and what holds for all trees; and what clicks mean by it."""
+
+import numpy as np
+import pytest
+import torch
+
+from jacobinerf_ns.annotations.schema import Click, Label
+from jacobinerf_ns.core.partition import Partition
+from jacobinerf_ns.core.persistence import HIGHEST, PULL, TYPICAL, members, stages
+from jacobinerf_ns.core.plateaus import Thing, find_plateaus
+from jacobinerf_ns.core.propagation import Prototypes
+from jacobinerf_ns.core.segments import MergeTree, cut
+from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark
+from jacobinerf_ns.labels.things import Parts, things_meant
+
+
+def tree_of(merges: list[tuple[int, int, float]], leaves: int) -> MergeTree:
+    first, second, height = np.array(merges).T
+    return MergeTree(leaves, first.astype(int), second.astype(int), height)
+
+
+# A head of two patches, a speck on it, its board, and a wall of two parts.
+HEAD = tree_of([(0, 1, 0.2), (4, 5, 0.25), (0, 2, 0.3), (0, 3, 1.2), (0, 4, 2.0)], 6)
+SIZES = np.array([50, 50, 2, 60, 500, 400])
+
+
+def score(low: float, high: float) -> float:
+    return np.log(high / low) - PULL * (np.log(low * high) / 2 - np.log(TYPICAL)) ** 2
+
+
+def test_the_stages_of_a_click():
+    found = stages(HEAD, SIZES, [0])
+    # The speck makes no other thing of the head: it is born at 0.2, and lasts until it has a board.
+    assert [stage.height for stage in found] == [0.0, 0.3, 1.2, 2.0]
+    expected = [score(0.1, 0.2), score(0.2, 1.2), score(1.2, 2.0), score(2.0, HIGHEST)]
+    assert [stage.score for stage in found] == pytest.approx(expected)
+    head = members(HEAD, [0], found[1].height)
+    assert np.flatnonzero(head).tolist() == [0, 1, 2]
+
+
+def test_clicks_on_two_things_mean_both():
+    found = stages(HEAD, SIZES, [0, 4])
+    assert [int(SIZES[members(HEAD, [0, 4], stage.height)].sum()) for stage in found] == [600, 1062]
+
+
+def test_where_nothing_is_known_nothing_is_meant():
+    assert stages(HEAD, SIZES, []) == []
+    none = MergeTree(6, np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    assert stages(none, SIZES, [0]) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_stages_grow_and_are_segments_of_the_tree(seed: int):
+    rng = np.random.default_rng(seed)
+    leaves, alive, merges, height = 30, list(range(30)), [], 0.0
+    while len(alive) > 1:
+        a, b = rng.choice(len(alive), 2, replace=False)
+        height += rng.exponential(0.05)
+        merges.append((alive[a], alive[b], height))
+        del alive[b]
+    tree, sizes = tree_of(merges, leaves), rng.integers(1, 40, leaves)
+    seeded = rng.choice(leaves, 2, replace=False).tolist()
+    found = stages(tree, sizes, seeded)
+    held = [members(tree, seeded, stage.height) for stage in found]
+    assert len(found) >= 1
+    assert len({stage.height for stage in found}) == len(found)
+    for stage, inside in zip(found, held, strict=True):
+        segment = cut(tree, stage.height)
+        assert inside[seeded].all()
+        assert set(segment[inside]).isdisjoint(segment[~inside])
+    order = np.argsort([stage.height for stage in found])
+    for less, more in zip(order, order[1:], strict=False):
+        assert (held[less] <= held[more]).all()
+        assert sizes[held[less]].sum() < sizes[held[more]].sum()
+
+
+def test_the_natural_level_is_that_of_the_likeliest_thing():
+    responses = torch.cat([torch.full((20,), 1.0), torch.full((40,), 0.6), torch.full((940,), 0.1)])
+    part, whole = np.arange(1000) < 20, np.arange(1000) < 60
+    for likely, size in ((part, 20), (whole, 60)):
+        found = find_plateaus(responses, [Thing(likely, 2.0), Thing(part, 1.0), Thing(whole, 1.0)])
+        assert [int((responses >= level).sum()) for level in found.levels] == [20, 60]
+        assert int((responses >= found.levels[found.natural]).sum()) == size
+    # A thing that the field knows nothing of changes nothing, and neither do the scene as a whole and a few pixels.
+    other, scene, few = np.arange(1000) > 700, np.ones(1000, bool), np.arange(1000) < 3
+    unknown = [Thing(other, 5.0), Thing(scene, 5.0), Thing(few, 5.0)]
+    assert find_plateaus(responses, unknown) == find_plateaus(responses)
+
+
+def parts() -> Parts:
+    """Six leaves in a row, one point each, a cell apart."""
+    points = np.stack([np.arange(6.0), np.zeros(6), np.zeros(6)], axis=1).repeat(SIZES, axis=0)
+    leaves = np.arange(6).repeat(SIZES)
+    return Parts(Partition(points, leaves, cut(HEAD, 0.2)[None], 0.1, HEAD), np.array([0, 1, 2, 3, 4, 5, -1]))
+
+
+def meant(*clicks: tuple[float, bool], rays: int = 1) -> list[list[int]]:
+    """Things that clicks at these places (negative or not) may mean, as the leaves of the pixels in them."""
+    marks = tuple(
+        Mark(Click(label=1, image="a.png", width=9, height=9, pixel=(k, 0), negative=no), (x, 0.0, 0.0), True)
+        for k, (x, no) in enumerate(clicks)
+    )
+    empty = Prototypes(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
+    snapshot = LabelSnapshot((Label(id=1, name="head", colour=(1, 2, 3)),), empty, marks=marks)
+    (things,) = things_meant(snapshot, [torch.ones(rays, dtype=torch.bool) for _ in marks], parts())
+    return [np.flatnonzero(thing.members).tolist() for thing in things]
+
+
+def test_a_click_means_what_holds_it_and_no_not_this():
+    assert meant((0.0, False)) == [[0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert meant((0.0, False), (3.0, True)) == [[0], [0, 1, 2]]
+    assert meant((0.0, False), (0.0, True)) == []
+    # No surface is known there; and a region says itself what it means.
+    assert meant((77.0, False)) == []
+    assert meant((0.0, False), rays=30) == []
