@@ -122,7 +122,7 @@ class JacobiNeRFModel(NerfactoModel):
         if chosen == "jit":
             self._compile_hash_grids()
         self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
-        self.field.mlp_head.recorded_units = "entity" if layers == "entity" else "all"
+        self.field.mlp_head.recorded_units = self._shaped_units
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
@@ -343,6 +343,15 @@ class JacobiNeRFModel(NerfactoModel):
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Return outputs of a view, all of its rays from one snapshot of the labels."""
         return render_view(self, camera_ray_bundle, self._current_snapshot())
+
+    @property
+    def _shaped_units(self) -> Units:
+        return "entity" if self.config.shaped_layers == "entity" else "all"
+
+    @property
+    def answers_as_shaped(self) -> bool:
+        """Whether Jacobians are taken over what the teacher shaped, and not over other units for a comparison."""
+        return self.field.mlp_head.recorded_units == self._shaped_units
 
     @contextmanager
     def answering_by(self, units: Units) -> Iterator[None]:

@@ -136,7 +136,7 @@ class JacobiNeRFPipeline(VanillaPipeline):
             return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
 
         def parts() -> Partition | None:
-            found = self.surfaces.found()
+            found = self.surfaces.found() if self.model.answers_as_shaped else None
             return None if found is None else found.partition
 
         return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras), parts)

@@ -66,7 +66,9 @@ def test_rendered_colour_is_the_models_own(tmp_path: Path):
     assert torch.allclose(view.rgb, pipeline.model.get_outputs_for_camera(camera)["rgb"], atol=1e-6)
     assert view.jacobians.shape == (18, 24, 3 * (16 + 8))
     with pipeline.model.answering_by("trunk"):
+        assert not pipeline.model.answers_as_shaped
         trunk = shaping_quality.render_jacobians(pipeline.model, camera)
+    assert pipeline.model.answers_as_shaped
     assert torch.equal(trunk.rgb, view.rgb)
     assert trunk.jacobians.shape == (18, 24, 3 * 16)
 

@@ -1,13 +1,15 @@
 """What lasts in a tree: by hand, and what holds for all trees; and what clicks mean by it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from jacobinerf_ns.annotations.schema import Click, Label
 from jacobinerf_ns.core.partition import Partition
-from jacobinerf_ns.core.persistence import HIGHEST, PULL, TYPICAL, members, stages
-from jacobinerf_ns.core.plateaus import Thing, find_plateaus
+from jacobinerf_ns.core.persistence import HIGHEST, LOWEST, PULL, TYPICAL, members, stages
+from jacobinerf_ns.core.plateaus import LIKELY, Thing, find_plateaus
 from jacobinerf_ns.core.propagation import Prototypes
 from jacobinerf_ns.core.segments import MergeTree, cut
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark
@@ -32,7 +34,7 @@ def test_the_stages_of_a_click():
     found = stages(HEAD, SIZES, [0])
     # The speck makes no other thing of the head: it is born at 0.2, and lasts until it has a board.
     assert [stage.height for stage in found] == [0.0, 0.3, 1.2, 2.0]
-    expected = [score(0.1, 0.2), score(0.2, 1.2), score(1.2, 2.0), score(2.0, HIGHEST)]
+    expected = [score(LOWEST, 0.2), score(0.2, 1.2), score(1.2, 2.0), score(2.0, HIGHEST)]
     assert [stage.score for stage in found] == pytest.approx(expected)
     head = members(HEAD, [0], found[1].height)
     assert np.flatnonzero(head).tolist() == [0, 1, 2]
@@ -69,7 +71,7 @@ def test_stages_grow_and_are_segments_of_the_tree(seed: int):
         assert inside[seeded].all()
         assert set(segment[inside]).isdisjoint(segment[~inside])
     order = np.argsort([stage.height for stage in found])
-    for less, more in zip(order, order[1:], strict=False):
+    for less, more in pairwise(order):
         assert (held[less] <= held[more]).all()
         assert sizes[held[less]].sum() < sizes[held[more]].sum()
 
@@ -81,6 +83,10 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
         found = find_plateaus(responses, [Thing(likely, 2.0), Thing(part, 1.0), Thing(whole, 1.0)])
         assert [int((responses >= level).sum()) for level in found.levels] == [20, 60]
         assert int((responses >= found.levels[found.natural]).sum()) == size
+    # One that hardly lasts is offered, and does not say what is natural.
+    weak = find_plateaus(responses, [Thing(whole, LIKELY - 0.1)])
+    assert int((responses >= weak.levels[weak.natural]).sum()) == 20
+    assert [int((responses >= level).sum()) for level in weak.levels] == [20, 60]
     # A thing that the field knows nothing of changes nothing, and neither do the scene as a whole and a few pixels.
     other, scene, few = np.arange(1000) > 700, np.ones(1000, bool), np.arange(1000) < 3
     unknown = [Thing(other, 5.0), Thing(scene, 5.0), Thing(few, 5.0)]

@@ -19,11 +19,12 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.core.segments import MergeTree, cut
 
-TYPICAL, PULL = 0.35, 0.5
-"""Height around which things are born and die, and what it costs to be far from it."""
+TYPICAL, PULL = 0.4, 0.5
+"""Height around which things are born and die, and what it costs to be far from it. 0.35 to 0.5 and 0.35 to 0.75
+select about the same."""
 SAME = 1.2
 """Growth up to which a segment is the same thing."""
-LOWEST, HIGHEST = 0.1, 4.0
+LOWEST, HIGHEST = 0.14, 4.0
 """Heights that births and deaths are taken at where they are lower or higher: there all is noise."""
 
 
