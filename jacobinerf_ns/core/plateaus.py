@@ -48,6 +48,8 @@ STEP = 0.2
 """Change of log A from one level to the next: less is the same thing again."""
 FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
+NEARLY = 0.04
+"""Overlap (0..1) by which levels may differ that select a thing as well."""
 LARGE, LIKELY = 0.5, 0.85
 """How much what is large is less likely meant, times log (1 − share of the scene): most of a scene is background. And
 the score of a thing, less that, from which on it is taken for what is meant: it lasts from typical heights to 2.3 times
@@ -135,9 +137,19 @@ def _of_things(
         both = len(own) - np.searchsorted(own, tried)
         overlap = both / (inside + len(own) - both)
         if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
-            found.append((thing.score + LARGE * np.log1p(-len(own) / len(responses)), int(overlap.argmax())))
+            found.append((thing.score + LARGE * np.log1p(-len(own) / len(responses)), _middle(overlap)))
     found.sort(reverse=True)
     return [level for _, level in found], found[0][0] if found else -np.inf
+
+
+def _middle(overlap: Float[np.ndarray, "levels"]) -> int:
+    """Return the level in the middle of those around the largest overlap that have nearly as much: the steadiest."""
+    most = int(overlap.argmax())
+    less = overlap < overlap[most] - NEARLY
+    below, above = np.flatnonzero(less[:most]), np.flatnonzero(less[most:])
+    low = below[-1] + 1 if len(below) else 0
+    high = most + above[0] - 1 if len(above) else len(overlap) - 1
+    return int(low + high) // 2
 
 
 def _change(

@@ -22,14 +22,13 @@ from jacobinerf_ns.labels.traces import Traced, nearest_points
 
 RECOLOUR_LOGITS = 4.0
 """Shift of pre-sigmoid colours by a recolouring of full strength, where a sample responds fully."""
-SOFTNESS = 0.03
-"""Width of the border of a label between samples, in units of response: a hard one flickers."""
+SOFTNESS = 0.06
+"""Half the width of the border of a label between samples, in units of response: a hard one flickers."""
 EMPTY = 0.01
 """Light that a sample stops below which it is not looked up."""
-REMOVAL_MARGIN = 0.1
-"""How much less responds what is removed together with a thing: its rim would be left in the air."""
-BORDER = 4.0
-"""Widths of the border below the threshold from which on a sample is none of the label's."""
+REMOVAL_MARGIN = 0.125
+"""Share of the threshold by which less responds what is removed together with a thing: its rim would be left in the
+air."""
 LAYERS = 3
 """How often a ray may look behind what was removed."""
 SEE_THROUGH = 0.05
@@ -102,7 +101,7 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     thresholds = snapshot.thresholds()
     for edit in snapshot.edits:
         position = ids.index(edit.label)
-        threshold = thresholds[position] - (REMOVAL_MARGIN if edit.kind == "remove" else 0.0)
+        threshold = thresholds[position] * (1.0 - REMOVAL_MARGIN * (edit.kind == "remove"))
         mine = membership(_carried(found, traced, position, threshold, snapshot), position, threshold)
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
@@ -151,7 +150,7 @@ def _carried(
     """
     if snapshot.connection is None:
         return found
-    near = ((found[..., position] > threshold - BORDER * SOFTNESS) & _solid(traced)).nonzero().unbind(-1)
+    near = ((found[..., position] > threshold - SOFTNESS) & _solid(traced)).nonzero().unbind(-1)
     mine = found[..., position]
     held = torch.minimum(mine[near], _around(traced, near, snapshot.connection, position).amax(-1))
     carried = found.clone()
@@ -172,7 +171,7 @@ def _enclosed(
         return inside
     near = ((mine.amax(-1, keepdim=True) > HALF) & (mine < HALF) & _solid(traced)).nonzero().unbind(-1)
     around = _around(traced, near, snapshot.connection, position).median(-1).values
-    return inside.index_put(near, torch.sigmoid((around - threshold) / SOFTNESS))
+    return inside.index_put(near, _soft(around - threshold))
 
 
 def _around(
@@ -196,7 +195,13 @@ def membership(
     """m: samples whose response to a label is above the threshold and above that to every other label."""
     others = found.clone()
     others[..., position] = threshold
-    return torch.sigmoid((found[..., position] - others.amax(-1)) / SOFTNESS)
+    return _soft(found[..., position] - others.amax(-1))
+
+
+def _soft(above: Float[Tensor, "*places"]) -> Float[Tensor, "*places"]:
+    """Return 0 below the border, 1 above it: a wall of which the hundredth part is left is a wall."""
+    along = (0.5 + 0.5 * above / SOFTNESS).clamp(0.0, 1.0)
+    return along.square() * (3.0 - 2.0 * along)
 
 
 def _recolouring(
