@@ -12,7 +12,7 @@ from jacobinerf_ns.annotations.schema import Edit, Label
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.field import FieldTrace
-from jacobinerf_ns.labels.edits import _sample_responses, edited_colour, membership
+from jacobinerf_ns.labels.edits import SOFTNESS, _sample_responses, edited_colour, membership
 from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
 
@@ -92,6 +92,14 @@ def test_samples_belong_to_what_they_resemble(rays):
     wall = traced.trace.activations[..., 0] == 1
     assert float(mine[wall].min()) > 0.99
     assert float(mine[~wall].max()) < 0.01
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.15])
+def test_nothing_is_left_of_what_is_below_the_border(threshold: float):
+    """A hundredth of a wall's density is a wall."""
+    found = torch.tensor([threshold - SOFTNESS, threshold, threshold + SOFTNESS])[None, :, None]
+    assert membership(found, 0, threshold)[0].tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-6)
+    assert float(membership(found - 1e-4, 0, threshold)[0, 0]) == 0.0
 
 
 def test_removing_the_front_shows_the_back(rays):
