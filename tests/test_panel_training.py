@@ -14,7 +14,7 @@ from jacobinerf_ns.annotations.store import read_annotations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
 
-INTERACTIONS = 60
+INTERACTIONS = 36
 
 
 @pytest.fixture(scope="module")
