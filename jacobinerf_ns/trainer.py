@@ -119,12 +119,22 @@ class JacobiNeRFTrainer(Trainer):
         with one_line_exit(), self._disk_in_words():
             super().setup(test_mode)
         self.pipeline.model.log_every = self.config.logging.steps_per_log
+        self._say_if_nothing_is_shaped()
 
     def train(self) -> None:
         """Run the training loop; bad input that only shows there ends in one line too."""
         outputs = self.pipeline.datamanager.train_dataparser_outputs
         with one_line_exit(), self._disk_in_words(), told_once(), only_the_first_saves(outputs):
             super().train()
+
+    def _say_if_nothing_is_shaped(self) -> None:
+        """Say that training ends before shaping begins: clicks would get what colours say, and nobody know why."""
+        model, last = self.config.pipeline.model, self._start_step + self.config.max_num_iterations
+        if model.shaping.active and last <= model.shaping_start_step and gathering.rank() == 0:
+            _say(
+                f"This training ends at step {last}, before shaping begins: give --max-num-iterations more than "
+                f"{model.shaping_start_step}, or a smaller --pipeline.model.shaping-start-step"
+            )
 
     @contextmanager
     def _disk_in_words(self) -> Iterator[None]:

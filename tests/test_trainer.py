@@ -272,6 +272,15 @@ def test_missing_extra_and_differently_shaped_parameters_are_errors():
     checkpoints.check_fits(dict(expected), expected)
 
 
+@pytest.mark.parametrize(("steps", "ends_early"), [(SHAPING_START, True), (SHAPING_START + 1, False)])
+def test_a_training_that_ends_before_shaping_begins_says_so(
+    capture: Path, tmp_path: Path, steps: int, ends_early: bool, capsys: pytest.CaptureFixture
+):
+    start(tiny_config(capture, tmp_path, steps=steps))
+    said = " ".join(capsys.readouterr().out.split())
+    assert (f"ends at step {SHAPING_START}, before shaping begins: give --max-num-iterations" in said) is ends_early
+
+
 def exit_line(config: JacobiNeRFTrainerConfig, capsys: pytest.CaptureFixture) -> str:
     """Sets a trainer up that must fail, and returns the one line that it fails with."""
     with pytest.raises(SystemExit) as stop:

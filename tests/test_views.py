@@ -15,6 +15,7 @@ from tiny import start, tiny_capture, tiny_config
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.schema import Annotations, Click, Edit, Label, ViewSettings
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig
+from jacobinerf_ns.labels.tracer import Rows
 from jacobinerf_ns.labels.traces import Piece
 from jacobinerf_ns.labels.views import BETWEEN_CHUNKS, SCREEN, KeptViews, Screen, ViewReport
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -230,3 +231,14 @@ def test_a_piece_without_samples_says_so_when_they_are_missed(trained):
     assert torch.equal(light.points, piece.points)
     assert light.samples is None
     assert piece.samples is not None
+
+
+def test_rows_of_all_chunks_are_kept_in_memory_that_is_taken_once():
+    parts = [{"rgb": torch.rand(rays, 3), "depth": torch.rand(rays, 1)} for rays in (4, 4, 3)]
+    rows, places = Rows(11), []
+    for start, part in zip((0, 4, 8), parts, strict=True):
+        rows.put(start, part)
+        places.append({name: column.data_ptr() for name, column in rows.columns.items()})
+    assert places[0] == places[1] == places[2]
+    for name, column in rows.columns.items():
+        assert torch.equal(column, torch.cat([part[name] for part in parts]))

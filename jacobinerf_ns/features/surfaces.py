@@ -201,7 +201,7 @@ def find_surfaces(frames: Sequence[Frame], views: Sequence[SeenView], config: Pa
         shapes=torch.tensor([grid.shape for grid in grids]),
         numbers=torch.cat([grid.flatten() for grid in numbers]).int(),
         merges=torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
-        heights=torch.from_numpy(found.tree.height),
+        heights=torch.from_numpy(found.tree.height).float(),
     )
 
 

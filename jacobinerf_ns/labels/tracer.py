@@ -88,16 +88,16 @@ def trace_all(
         What was picked, for all rays.
     """
     cut, rows, start = chunks(tracer, rays), Rows(len(rays)), 0
-    kind: Any = Tensor
+    part: Any = None
     for chunk in cut if description is None else track(cut, description):
-        part: Any = pick(tracer.trace(chunk))
-        kind = type(part)
-        rows.put(start, {str(place): value for place, value in enumerate((part,) if kind is Tensor else part)})
+        part = pick(tracer.trace(chunk))
+        several = [part] if isinstance(part, Tensor) else part
+        rows.put(start, {str(place): value for place, value in enumerate(several)})
         start += len(chunk)
     columns = list(rows.columns.values())
-    if kind is Tensor:
+    if isinstance(part, Tensor):
         return columns[0]  # pyright: ignore[reportReturnType]
-    return kind(*columns) if hasattr(kind, "_fields") else tuple(columns)  # pyright: ignore[reportReturnType]
+    return type(part)(*columns) if hasattr(part, "_fields") else tuple(columns)  # pyright: ignore[reportReturnType]
 
 
 @contextmanager
