@@ -236,8 +236,8 @@ def test_a_piece_without_samples_says_so_when_they_are_missed(trained):
 def test_rows_of_all_chunks_are_kept_in_memory_that_is_taken_once():
     parts = [{"rgb": torch.rand(rays, 3), "depth": torch.rand(rays, 1)} for rays in (4, 4, 3)]
     rows, places = Rows(11), []
-    for start, part in zip((0, 4, 8), parts, strict=True):
-        rows.put(start, part)
+    for first, part in zip((0, 4, 8), parts, strict=True):
+        rows.put(first, part)
         places.append({name: column.data_ptr() for name, column in rows.columns.items()})
     assert places[0] == places[1] == places[2]
     for name, column in rows.columns.items():
