@@ -129,16 +129,25 @@ def leaves_of(view: SeenView, found: Partition) -> Int[np.ndarray, "height width
 def _leaves_of(
     view: SeenView, points: Float[np.ndarray, "points 3"], leaves: Int[np.ndarray, "points"], cell: float
 ) -> Int[np.ndarray, "height width"]:
-    place = np.full(view.known.shape, UNKNOWN)
-    place[view.known] = nearest(points, view.points[view.known], OWN_CELLS * cell)
-    if (place == UNKNOWN).all():
-        return place
-    beside = distance_transform_edt(place == UNKNOWN, return_distances=False, return_indices=True)
+    found = np.full(view.known.shape, UNKNOWN)
+    found[view.known] = _leaves_at(view.points[view.known], points, leaves, cell)
+    if (found == UNKNOWN).all():
+        return found
+    beside = distance_transform_edt(found == UNKNOWN, return_distances=False, return_indices=True)
     assert isinstance(beside, np.ndarray)
-    return leaves[place[tuple(beside)]]
+    return found[tuple(beside)]
 
 
-def leaves_at(points: Float[np.ndarray, "places 3"], found: Partition) -> Int[np.ndarray, "places"]:
+def leaves_at(places: Float[np.ndarray, "places 3"], found: Partition) -> Int[np.ndarray, "places"]:
     """Return the leaf at each of some places, `UNKNOWN` where no surface is near."""
-    place = nearest(found.points, points, OWN_CELLS * found.cell)
-    return np.where(place == UNKNOWN, UNKNOWN, found.leaves[place])
+    return _leaves_at(places, found.points, found.leaves, found.cell)
+
+
+def _leaves_at(
+    places: Float[np.ndarray, "places 3"],
+    points: Float[np.ndarray, "points 3"],
+    leaves: Int[np.ndarray, "points"],
+    cell: float,
+) -> Int[np.ndarray, "places"]:
+    near = nearest(points, places, OWN_CELLS * cell)
+    return np.where(near == UNKNOWN, UNKNOWN, leaves[near])

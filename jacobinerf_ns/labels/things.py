@@ -33,20 +33,20 @@ def things_meant(snapshot: LabelSnapshot, hits: Sequence[Tensor], parts: Parts) 
     """
     places = np.array([mark.point for mark in snapshot.marks], dtype=np.float64).reshape(-1, 3)
     leaves = leaves_at(places, parts.partition).tolist()
+    sizes = np.bincount(parts.partition.leaves, minlength=parts.partition.tree.leaves)
     found = []
     for label in snapshot.labels:
         own = [place for place, mark in enumerate(snapshot.marks) if mark.seed.label == label.id and mark.hit]
         yes, no = ([place for place in own if snapshot.marks[place].seed.negative is said] for said in (False, True))
         known = [leaves[place] for place in yes if leaves[place] != UNKNOWN]
         clicked = all(len(hits[place]) == 1 for place in yes)
-        found.append(_meant(known if clicked else [], [leaves[place] for place in no], parts))
+        found.append(_meant(known if clicked else [], [leaves[place] for place in no], parts, sizes))
     return found
 
 
-def _meant(yes: list[int], no: list[int], parts: Parts) -> list[Thing]:
+def _meant(yes: list[int], no: list[int], parts: Parts, sizes: Int[np.ndarray, "segments"]) -> list[Thing]:
     """Return the things that hold leaves with clicks, and none with one that says "not this"."""
     tree, meant = parts.partition.tree, []
-    sizes = np.bincount(parts.partition.leaves, minlength=tree.leaves)
     for stage in stages(tree, sizes, yes):
         inside = members(tree, yes, stage.height)
         if not any(leaf != UNKNOWN and inside[leaf] for leaf in no):
