@@ -27,10 +27,11 @@ FULL_MODEL = JacobiNeRFModelConfig(
     background_color="random",
     camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
     entity_units=64,
+    entity_in_colour=False,
     entity_max_res=128,
     shaped_layers="entity",
     shaping_start_step=6000,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=24000),
+    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12),
 )
 LITE_MODEL = replace(
     FULL_MODEL,
@@ -44,13 +45,13 @@ LITE_MODEL = replace(
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
     # Its own teacher looks at the field's depth: most of the training makes that.
-    shaping_start_step=1800,
-    shaping=ShapingConfig(mig_loss_mult=0.05, teacher_temperature=0.12, decay_steps=700),
+    shaping_start_step=2000,
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
     background_color="last_sample",
     entity_units=0,
+    entity_in_colour=True,
     shaped_layers="rgb",
     shaping_start_step=30000,
     num_shaping_rays=64,
@@ -101,7 +102,12 @@ def trainer_config(
             ),
             model=model,
         ),
-        optimizers={"proposal_networks": group, "fields": group, "camera_opt": camera_group},
+        optimizers={
+            "proposal_networks": group,
+            "fields": group,
+            "entities": {"optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15), "scheduler": None},
+            "camera_opt": camera_group,
+        },
         viewer=ViewerConfig(num_rays_per_chunk=model.eval_num_rays_per_chunk),
         vis="viewer+tensorboard",
     )

@@ -1,8 +1,9 @@
 """Nerfacto's field with a colour head whose last layer is a plain linear layer, open to Jacobians.
 
-Beside the colour trunk there may be an entity branch: a coarse hash grid and a small network, whose units are appended
-to the trunk's before the RGB layer. The layer reads [trunk | branch], so its Jacobian keeps its closed form over the
-longer vector, and what belongs together has room that colour hardly needs.
+Beside the colour trunk there may be branches: a coarse hash grid and a small network each, whose units are appended to
+the trunk's before the RGB layer. The layer reads [trunk | colour branch | entity branch], so its Jacobian keeps its
+closed form over the longer vector. Its weights for the entity branch are zero, and so are not kept: what belongs
+together has room of its own, and colour does not notice it. (In runs of before there is one branch, which both use.)
 """
 
 from collections.abc import Iterator
@@ -33,17 +34,19 @@ class FieldTrace:
     logits: Float[Tensor, "rays samples channels"]
     """Pre-sigmoid colours."""
     activations: Float[Tensor, "rays samples hidden"]
-    """Units whose weights in the RGB layer are shaped and perturbed: all that it reads, or the entity branch's."""
+    """Units whose weights in the RGB layer are shaped and perturbed: all that colour reads, or the entity branch's."""
     inputs: Float[Tensor, "rays samples inputs"] | None
     """Inputs of the last trunk layer; None where the trunk is one fused tiny-cuda-nn kernel that hides them."""
 
 
 @dataclass(frozen=True)
-class EntityBranchShape:
-    """Size of an entity branch; 0 units is none, the paper's architecture."""
+class BranchShape:
+    """Size of a branch, and how many there are; 0 units is none, the paper's architecture."""
 
     units: int = 0
     """Units of both layers, and inputs that the RGB layer gains."""
+    apart: bool = False
+    """Whether colour has a branch of its own, and not the entity branch."""
     levels: int = 6
     """Levels of the hash grid."""
     base_res: int = 16
@@ -54,10 +57,10 @@ class EntityBranchShape:
     """Entries per level, as a power of two."""
 
 
-class EntityBranch(nn.Module):
-    """Units that know where they are and not what colour is there: a coarse hash grid, two layers, ReLU."""
+class Branch(nn.Module):
+    """Units that know where they are and not from where they are seen: a coarse hash grid, two layers, ReLU."""
 
-    def __init__(self, shape: EntityBranchShape, implementation: Literal["tcnn", "torch"]) -> None:
+    def __init__(self, shape: BranchShape, implementation: Literal["tcnn", "torch"]) -> None:
         super().__init__()
         self.encoding = HashEncoding(
             num_levels=shape.levels,
@@ -90,7 +93,7 @@ class ColourHead(nn.Module):
     """Nerfacto's colour head cut open before its last layer: a trunk ending in ReLU, a linear RGB layer, a sigmoid.
 
     The trunk may be tiny-cuda-nn; the RGB layer is always torch, since a fused kernel would hide it. It reads the
-    trunk's units, and after them those of an entity branch where there is one.
+    trunk's units, and after them those of a branch where there is one.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class ColourHead(nn.Module):
         hidden: int,
         num_layers: int,
         implementation: Literal["tcnn", "torch"],
-        entity_units: int = 0,
+        branch_units: int = 0,
     ) -> None:
         super().__init__()
         self.trunk = MLP(
@@ -111,9 +114,11 @@ class ColourHead(nn.Module):
             out_activation=nn.ReLU(),
             implementation=implementation,
         )
-        self.rgb_layer = nn.Linear(hidden + entity_units, 3)
+        self.rgb_layer = nn.Linear(hidden + branch_units, 3)
+        self.branch: Tensor | None = None
+        """Activations of the branch that colour reads at the points that are asked next; the field hands them over."""
         self.entity: Tensor | None = None
-        """The branch's activations at the points that are asked next; the field hands them over."""
+        """Those of the entity branch there, while they are recorded."""
         self.gradient_below = 1.0
         """Share of the gradient of recorded activations that goes on below the trunk, to geometry features."""
         self.recorded_units: Units = "all"
@@ -131,7 +136,7 @@ class ColourHead(nn.Module):
         return torch.sigmoid(logits)
 
     def _joined(self, trunk: Float[Tensor, "points trunk"]) -> Float[Tensor, "points hidden"]:
-        return trunk if self.entity is None else torch.cat([trunk, self.entity.to(trunk)], dim=-1)
+        return trunk if self.branch is None else torch.cat([trunk, self.branch.to(trunk)], dim=-1)
 
     def _record(
         self,
@@ -174,7 +179,7 @@ class JacobiNeRFField(NerfactoField):
         num_layers_color: int = 3,
         hidden_dim_color: int = 64,
         implementation: Literal["tcnn", "torch"] = "tcnn",
-        entity: EntityBranchShape = EntityBranchShape(),
+        branch: BranchShape = BranchShape(),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -185,8 +190,11 @@ class JacobiNeRFField(NerfactoField):
             **kwargs,
         )
         in_dim = self.direction_encoding.get_out_dim() + self.geo_feat_dim + self.appearance_embedding_dim
-        self.mlp_head = ColourHead(in_dim, hidden_dim_color, num_layers_color, implementation, entity.units)
-        self.entity_branch = EntityBranch(entity, implementation) if entity.units else None
+        self.mlp_head = ColourHead(in_dim, hidden_dim_color, num_layers_color, implementation, branch.units)
+        self.entity_branch = Branch(branch, implementation) if branch.units else None
+        self.colour_branch = Branch(branch, implementation) if branch.units and branch.apart else None
+        self.parted = False
+        """Whether the entity branch has parted from colour's; until then that answers for both."""
         self._traces: list[FieldTrace] | None = None
 
     @contextmanager
@@ -205,16 +213,27 @@ class JacobiNeRFField(NerfactoField):
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Tensor | None = None
     ) -> dict[FieldHeadNames, Tensor]:
-        """Colour of samples, as nerfacto's field answers, with the entity branch at the places of `get_density`.
+        """Colour of samples, as nerfacto's field answers, with the branches at the places of `get_density`.
 
-        Places enter the branch as constants: neither cameras nor normals follow it.
+        Places enter branches as constants: neither cameras nor normals follow them.
         """
+        head = self.mlp_head
         if self.entity_branch is not None:
-            self.mlp_head.entity = self.entity_branch(self._sample_locations.detach().view(-1, 3))
+            places = self._sample_locations.detach().view(-1, 3)
+            head.branch = head.entity = (self.colour_branch or self.entity_branch)(places)
+            if self.parted and self.colour_branch is not None and self._traces is not None:
+                head.entity = self.entity_branch(places) if head.recorded_units == "entity" else None
         try:
             return super().get_outputs(ray_samples, density_embedding)
         finally:
-            self.mlp_head.entity = None
+            head.branch = head.entity = None
+
+    @torch.no_grad()
+    def part(self) -> None:
+        """Let the entity branch go on from where colour's is, and apart from it."""
+        if self.colour_branch is not None and self.entity_branch is not None and not self.parted:
+            self.entity_branch.load_state_dict(self.colour_branch.state_dict())
+        self.parted = True
 
     def forward(self, ray_samples: RaySamples, compute_normals: bool = False) -> dict[FieldHeadNames, Tensor]:
         """Density and colour of samples, as nerfacto's field answers; recorded when recording."""

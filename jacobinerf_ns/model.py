@@ -16,13 +16,14 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models import nerfacto
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
+from torch.nn import Parameter
 
 from jacobinerf_ns import shaping
 from jacobinerf_ns.compat.nerfacto import built_of, implementation_named
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
 from jacobinerf_ns.errors import UserError, one_line_exit
-from jacobinerf_ns.field import EntityBranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
+from jacobinerf_ns.field import BranchShape, FieldTrace, JacobiNeRFField, ShapedLayers, Units
 from jacobinerf_ns.hash_grid import encoding as encodings
 from jacobinerf_ns.hash_grid.implementations import Implementation, chosen_implementation
 from jacobinerf_ns.labels.edits import edited_colour
@@ -75,6 +76,9 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     optimiser scales steps by all gradients it sees, so a full share slows the learning of colour (paper: 1)."""
     entity_units: int = 0
     """Units of the entity branch beside the colour trunk, where shaping has room of its own; 0: none (paper)."""
+    entity_in_colour: bool = True
+    """Whether colour reads the entity branch too, as in runs of before. Without, colour has a branch of its own, from
+    which the entity branch parts when shaping begins: `entity` is then shaped at no cost in colour."""
     entity_levels: int = 6
     """Levels of the entity branch's hash grid."""
     entity_base_res: int = 16
@@ -85,6 +89,10 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     """Entries of each of its levels, as a power of two."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     """Pairs, temperature and weights of the shaping losses."""
+
+
+def _know_whether_parted(model: "JacobiNeRFModel", _: Any) -> None:
+    model.field.parted = int(model.first_shaping_step) != NOT_YET
 
 
 class JacobiNeRFModel(NerfactoModel):
@@ -104,7 +112,7 @@ class JacobiNeRFModel(NerfactoModel):
         chosen = chosen_implementation(self.config.implementation, self.kwargs.get("device", "cpu"))
         with (
             implementation_named(self.config, "tcnn" if chosen == "tcnn" else "torch"),
-            built_of(partial(JacobiNeRFField, entity=self._entity_shape())),
+            built_of(partial(JacobiNeRFField, branch=self._branch_shape())),
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
@@ -125,6 +133,7 @@ class JacobiNeRFModel(NerfactoModel):
         self.field.mlp_head.recorded_units = self._shaped_units
         self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
         self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
+        self.register_load_state_dict_post_hook(_know_whether_parted)
         self.label_source: Callable[[], LabelSnapshot | None] | None = None
         self.loads = 0
         self.log_every = 1
@@ -141,10 +150,11 @@ class JacobiNeRFModel(NerfactoModel):
             encoding.position_gradients = moves
         encodings.prepare(self, self.kwargs.get("device", "cpu"))
 
-    def _entity_shape(self) -> EntityBranchShape:
+    def _branch_shape(self) -> BranchShape:
         config = self.config
-        return EntityBranchShape(
+        return BranchShape(
             config.entity_units,
+            config.shaped_layers == "entity" and not config.entity_in_colour,
             config.entity_levels,
             config.entity_base_res,
             config.entity_max_res,
@@ -170,8 +180,19 @@ class JacobiNeRFModel(NerfactoModel):
         if self._origin is None:
             if int(self.first_shaping_step) == NOT_YET:
                 self.first_shaping_step.fill_(step)
+                self.field.part()
             self._origin = int(self.first_shaping_step)
         return self._origin
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Nerfacto's groups; an entity branch apart is one of its own, since it begins when the others come to rest."""
+        groups = super().get_param_groups()
+        if self.field.colour_branch is not None and self.field.entity_branch is not None:
+            entities = list(self.field.entity_branch.parameters())
+            own = {id(parameter) for parameter in entities}
+            groups["fields"] = [parameter for parameter in groups["fields"] if id(parameter) not in own]
+            groups["entities"] = entities
+        return groups
 
     def shapes_at(self, step: int) -> bool:
         """Whether the shaping losses are on at a training step."""
@@ -223,7 +244,8 @@ class JacobiNeRFModel(NerfactoModel):
         proposals = zip(config.num_proposal_samples_per_ray, config.proposal_net_args_list, strict=False)
         looked_up = [count * shape["num_levels"] for count, shape in proposals]
         looked_up.append(config.num_nerf_samples_per_ray * config.num_levels)
-        units = UNITS_BESIDE + UNIT_COPIES * (config.hidden_dim_color + config.entity_units)
+        branches = config.entity_units * (1 if self.field.colour_branch is None else 2)
+        units = UNITS_BESIDE + UNIT_COPIES * (config.hidden_dim_color + branches)
         return GRID_BYTES * max(looked_up) + FLOAT_BYTES * units * config.num_nerf_samples_per_ray
 
     @property

@@ -135,11 +135,11 @@ class JacobiNeRFPipeline(VanillaPipeline):
             names = data.train_dataparser_outputs.image_filenames
             return seed_rays(annotations, folder, cameras, names, self.world, MASK_SEEDS)
 
-        def parts() -> Partition | None:
-            found = self.surfaces.found() if self.model.answers_as_shaped else None
-            return None if found is None else found.partition
+        def partitions() -> list[Partition]:
+            found = self.surfaces.found() if self.model.answers_as_shaped else ()
+            return [surfaces.partition for surfaces in found]
 
-        return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras), parts)
+        return LabelMaker(self.model, rays_of, self.random_training_rays, len(cameras), partitions)
 
     @cached_property
     def words(self) -> Words:
@@ -203,7 +203,7 @@ class JacobiNeRFPipeline(VanillaPipeline):
                 state = checkpoints.from_nerfacto(state, expected)
             checkpoints.check_fits(state, expected)
             found = surfaces_in(loaded_state)
-            if found is not None and self.datamanager.looks_at_field:
+            if found and self.datamanager.looks_at_field:
                 self.surfaces.keep(found)
             self.model.update_to_step(step)
             self.model.load_state_dict(state, strict=True)

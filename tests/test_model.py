@@ -23,7 +23,7 @@ RAYS = 12
 
 def make_model(**changes: object) -> JacobiNeRFModel:
     config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
-    config = replace(config, **changes)
+    config = replace(config, **{"entity_in_colour": True, **changes})
     torch.manual_seed(0)
     box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
     return config.setup(scene_box=box, num_train_data=3, metadata={}, device="cpu", grad_scaler=None)
@@ -79,6 +79,70 @@ def test_jacobians_of_the_model_are_autograd_gradients_of_its_colour(
         assert float((jacobian - expected).norm() / expected.norm()) <= 1e-5
 
 
+def with_a_branch_of_its_own(**changes: object) -> JacobiNeRFModel:
+    """A model whose entity branch has parted from colour's and gone its own way."""
+    model = make_model(shaping_start_step=0, entity_units=8, shaped_layers="entity", entity_in_colour=False, **changes)
+    model.field.part()
+    with torch.no_grad():
+        for parameter in model.field.entity_branch.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("background", ["last_sample", "random"])
+def test_jacobians_over_weights_that_are_zero_are_autograd_gradients_of_the_colour(background: str):
+    model = with_a_branch_of_its_own(background_color=background).train()
+    head = model.field.mlp_head
+    torch.manual_seed(5)
+    outputs = model(rays())
+    unread = torch.zeros(3, 8, requires_grad=True)
+    narrow = head.rgb_layer
+    wide = torch.nn.Linear(1, 1)
+    del wide.weight, wide.bias
+    wide.weight, wide.bias = torch.cat([narrow.weight, unread], dim=1), narrow.bias
+    head.rgb_layer = wide
+    head._joined = lambda trunk: torch.cat([trunk, head.branch, head.entity], dim=-1)
+    torch.manual_seed(5)
+    rgb = model(rays())["rgb"]
+    assert torch.allclose(rgb, outputs["rgb"], atol=1e-6)
+    for ray, jacobian in zip(rgb.mean(-1), outputs["jacobians"], strict=True):
+        expected = torch.autograd.grad(ray, unread, retain_graph=True)[0].flatten()
+        assert float((jacobian - expected).norm() / expected.norm()) <= 1e-5
+
+
+def test_shaping_a_branch_apart_leaves_colour_alone_and_begins_where_colours_is():
+    model = make_model(entity_units=8, shaped_layers="entity", entity_in_colour=False, shaping_start_step=0)
+    field = model.field
+    model.eval()
+    with field.recording() as before:
+        model(rays())
+    field.part()
+    with field.recording() as after:
+        model(rays())
+    assert torch.equal(before[0].activations, after[0].activations)
+    model.train()
+    model(rays())["jacobians"].square().sum().backward()
+    moved = {name for name, p in field.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved
+    assert all(name.startswith("entity_branch.") for name in moved)
+    model.zero_grad(set_to_none=True)
+    model(rays())["rgb"].sum().backward()
+    moved = {name for name, p in field.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("colour_branch.") for name in moved)
+    assert not any(name.startswith("entity_branch.") for name in moved)
+
+
+def test_a_checkpoint_tells_whether_the_branches_have_parted():
+    before, after = with_a_branch_of_its_own(), with_a_branch_of_its_own()
+    before.field.parted = False
+    after.first_shaping_step.fill_(7)
+    before.load_state_dict(after.state_dict())
+    assert before.field.parted
+    after.first_shaping_step.fill_(-1)
+    before.load_state_dict(after.state_dict())
+    assert not before.field.parted
+
+
 def test_without_units_the_model_is_the_papers():
     paper, branched = make_model(entity_units=0, shaped_layers="rgb"), make_model(entity_units=8)
     assert not any("entity" in key for key in paper.state_dict())
@@ -94,7 +158,14 @@ def test_without_units_the_model_is_the_papers():
 
 def test_a_config_saved_before_there_was_a_branch_builds_the_field_it_described():
     config = tiny_config(Path("capture"), Path("outputs")).pipeline.model
-    new = {"entity_units", "entity_levels", "entity_base_res", "entity_max_res", "entity_log2_hashmap_size"}
+    new = {
+        "entity_in_colour",
+        "entity_units",
+        "entity_levels",
+        "entity_base_res",
+        "entity_max_res",
+        "entity_log2_hashmap_size",
+    }
     old = object.__new__(JacobiNeRFModelConfig)  # as yaml makes it: what the file lacks is not set
     vars(old).update(
         {name: value for name, value in vars(config).items() if name not in new} | {"shaped_layers": "rgb"}

@@ -9,7 +9,7 @@ import torch
 from jacobinerf_ns.annotations.schema import Click, Label
 from jacobinerf_ns.core.partition import Partition
 from jacobinerf_ns.core.persistence import HIGHEST, LOWEST, PULL, TYPICAL, members, stages
-from jacobinerf_ns.core.plateaus import LIKELY, Thing, find_plateaus
+from jacobinerf_ns.core.plateaus import ALIKE, LIKELY, Thing, consensus, find_plateaus
 from jacobinerf_ns.core.propagation import Prototypes
 from jacobinerf_ns.core.segments import MergeTree, cut
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark
@@ -76,6 +76,36 @@ def test_stages_grow_and_are_segments_of_the_tree(seed: int):
         assert sizes[held[less]].sum() < sizes[held[more]].sum()
 
 
+def one_to(count: int) -> np.ndarray:
+    return np.arange(1000) < count
+
+
+def test_what_most_trees_find_is_a_thing_and_what_one_finds_is_less():
+    trees = [
+        [Thing(one_to(100), 2.0), Thing(one_to(500), 0.1)],
+        [Thing(one_to(95), 1.0), Thing(one_to(20), 0.3)],
+        [Thing(one_to(500), 3.0)],
+        [Thing(one_to(105), 1.5)],
+        [],
+    ]
+    found = consensus(trees)
+    # The head that most trees find comes before the corner of the room that one of them thinks much of; nothing twice.
+    head, *others = (int(thing.members.sum()) for thing in found)
+    assert 95 <= head <= 105
+    assert others == [500, 20]
+    for thing in found:
+        size, votes = int(thing.members.sum()), []
+        for tree in trees:
+            others = [(float(other.score), int(other.members.sum())) for other in tree]
+            votes.append(max([0.0, *(score + ALIKE * np.log(min(n, size) / max(n, size)) for score, n in others)]))
+        assert thing.score == pytest.approx(np.mean(sorted(votes)[-3:]), abs=1e-6)
+    # In any order of trees, and alone a tree says what it says.
+    again = consensus(trees[::-1])
+    assert [thing.score for thing in again] == pytest.approx([thing.score for thing in found])
+    assert consensus(trees[:1]) == trees[0]
+    assert consensus([[], []]) == []
+
+
 def test_the_natural_level_is_that_of_the_likeliest_thing():
     responses = torch.cat([torch.full((20,), 1.0), torch.full((40,), 0.6), torch.full((940,), 0.1)])
     part, whole = np.arange(1000) < 20, np.arange(1000) < 60
@@ -97,7 +127,8 @@ def parts() -> Parts:
     """Six leaves in a row, one point each, a cell apart."""
     points = np.stack([np.arange(6.0), np.zeros(6), np.zeros(6)], axis=1).repeat(SIZES, axis=0)
     leaves = np.arange(6).repeat(SIZES)
-    return Parts(Partition(points, leaves, cut(HEAD, 0.2)[None], 0.1, HEAD), np.array([0, 1, 2, 3, 4, 5, -1]))
+    found = Partition(points, leaves, cut(HEAD, 0.2)[None], 0.1, HEAD, lies=np.zeros((6, 5)))
+    return Parts(found, np.array([0, 1, 2, 3, 4, 5, -1]))
 
 
 def meant(*clicks: tuple[float, bool], rays: int = 1) -> list[list[int]]:
@@ -108,7 +139,7 @@ def meant(*clicks: tuple[float, bool], rays: int = 1) -> list[list[int]]:
     )
     empty = Prototypes(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0))
     snapshot = LabelSnapshot((Label(id=1, name="head", colour=(1, 2, 3)),), empty, marks=marks)
-    (things,) = things_meant(snapshot, [torch.ones(rays, dtype=torch.bool) for _ in marks], parts())
+    (things,) = things_meant(snapshot, [torch.ones(rays, dtype=torch.bool) for _ in marks], [parts()])
     return [np.flatnonzero(thing.members).tolist() for thing in things]
 
 

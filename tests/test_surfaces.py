@@ -11,12 +11,12 @@ from tiny import SHAPING_START, start, tiny_capture, tiny_config
 from jacobinerf_ns.cli.features import Features
 from jacobinerf_ns.core import surfaces
 from jacobinerf_ns.core.agreement import SeenView, agreed
-from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition
+from jacobinerf_ns.core.partition import PartitionConfig, leaves_of, partition, partitions
 from jacobinerf_ns.core.segments import Weights, cut, flatness, merge_tree, small_segments
 from jacobinerf_ns.core.silhouettes import Outlines, outlines
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
-from jacobinerf_ns.features.field_teacher import read_surfaces, surfaces_in, write_surfaces
+from jacobinerf_ns.features.field_teacher import Sight, read_surfaces, surface_features, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
 from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table, side_for
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
@@ -232,7 +232,7 @@ def test_held_out_views_get_the_same_leaves():
 
 def test_a_palettes_pixels_are_those_of_the_nearest_cell():
     table = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    store = PaletteStore([torch.tensor([[0, 1], [1, -1]])], table, [(4, 6)])
+    store = PaletteStore([torch.tensor([[0, 1], [1, -1]])[..., None]], table, [(4, 6)])
     rows, cols = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
     pixels = torch.stack([torch.zeros_like(rows), rows, cols], dim=-1).view(-1, 3)
     expected = torch.tensor([0, 0, 0, 1, 1, 1] * 2 + [1, 1, 1, -1, -1, -1] * 2)
@@ -307,9 +307,9 @@ def test_a_teacher_is_pooled_over_surfaces_when_shaping_begins(tmp_path: Path, m
     trainer.train()
     found = trainer.pipeline.surfaces.found()
     assert raw is not None
-    assert found is not None
     assert isinstance(data.feature_store, PaletteStore)
-    assert torch.equal(data.feature_store.table[:-1], pooled_table(found, raw))
+    assert len(found) == PartitionConfig.trees
+    assert torch.equal(data.feature_store.table[:-1], torch.cat([pooled_table(tree, raw) for tree in found]))
     assert data.teacher_store("eval").dim == raw.dim
 
 
@@ -328,12 +328,46 @@ def found_in_the_boxes() -> Surfaces:
         torch.cat([grid.flatten() for grid in numbers]).int(),
         torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
         torch.from_numpy(found.tree.height),
+        torch.from_numpy(found.lies).float(),
     )
+
+
+def test_lies_tell_which_way_a_place_faces_and_how_high_it_is():
+    down = 1 / np.sqrt(2)
+    cloud = surfaces.Cloud(
+        points=np.array([[0.0, 0, 0], [0, 0, 4], [0, 0, 2], [0, 0, 2]]),
+        normals=np.array([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, down, -down]]),
+        colours=np.zeros((4, 3)),
+        looks=np.zeros((4, 1)),
+        cell=1.0,
+    )
+    lies = surfaces.lies(cloud)
+    assert np.allclose(lies[:, : surfaces.FACING], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.5, 0.5]])
+    assert np.allclose(lies[:, surfaces.FACING :], [[1, 0], [0, 1], [down, down], [down, down]])
+    flat = surfaces.lies(cloud._replace(points=np.zeros((4, 3))))
+    assert np.isfinite(flat).all()
+
+
+def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it():
+    found = found_in_the_boxes()
+    config = SurfacesConfig(dimensions=512, look_share=0.0, lie_share=1.0)
+    table = feature_table(found, config)
+    alike = (table @ table.T).numpy()
+    points, leaves = found.points.numpy(), found.leaves.long().numpy()
+    up = found.lies[:, 0].numpy() > 0.9
+    high = np.array([points[leaves == leaf][:, 2].mean() > 0.6 for leaf in range(len(up))])
+    tops = np.flatnonzero(up & high)
+    left, right = tops[points[np.searchsorted(leaves, tops, sorter=leaves.argsort()), 0].argsort()][[0, -1]]
+    floor = np.flatnonzero(up & ~high)[0]
+    assert alike[left, right] > alike[left, floor]
+    before = found._replace(lies=torch.zeros_like(found.lies))
+    told, rest = feature_table(before, SurfacesConfig(look_share=0.15, lie_share=0.4)), (0.15 / 0.6)
+    assert torch.allclose(told, feature_table(before, SurfacesConfig(look_share=rest, lie_share=0.0)), atol=1e-6)
 
 
 def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():
     found = found_in_the_boxes()
-    table = feature_table(found, SurfacesConfig(dimensions=4096, look_share=0.0))
+    table = feature_table(found, SurfacesConfig(dimensions=4096, look_share=0.0, lie_share=0.0))
     together = (found.levels[:, :, None] == found.levels[:, None, :]).float().mean(0)
     assert torch.allclose(table @ table.T, together, atol=0.06)
     assert torch.allclose(feature_table(found, SurfacesConfig()).norm(dim=-1), torch.ones(len(table)))
@@ -341,29 +375,62 @@ def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():
 
 
 def heights_in(state: dict[str, torch.Tensor]) -> list[float]:
-    """Heights of the tree that a checkpoint holds."""
-    found = surfaces_in(state)
-    assert found is not None
+    """Heights of the only tree that a checkpoint holds."""
+    (found,) = surfaces_in(state)
     return found.partition.tree.height.tolist()
 
 
 def test_what_was_found_is_read_back_and_what_is_damaged_is_not(tmp_path: Path):
     found, path = found_in_the_boxes(), tmp_path / "found.safetensors"
-    assert read_surfaces(path) is None
-    write_surfaces(path, found)
+    other = Surfaces(*(tensor + 1 for tensor in found))
+    assert read_surfaces(path) == ()
+    write_surfaces(path, [found, other])
     back = read_surfaces(path)
-    assert back is not None
-    assert all(torch.equal(*pair) for pair in zip(back, found, strict=True))
+    assert len(back) == 2
+    for mine, theirs in zip(back, (found, other), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
     path.write_bytes(path.read_bytes()[:-100])
-    assert read_surfaces(path) is None
+    assert read_surfaces(path) == ()
     state = {f"surfaces.{name}": tensor for name, tensor in found._asdict().items()}
-    assert surfaces_in({"_model.x": torch.zeros(1)}) is None
+    assert surfaces_in({"_model.x": torch.zeros(1)}) == ()
     assert heights_in(state) == found.heights.tolist() != []
     del state["surfaces.merges"], state["surfaces.heights"]  # as before trees were kept
     assert heights_in(state) == []
+    assert not surfaces_in({key: value for key, value in state.items() if key != "surfaces.lies"})[0].lies.any()
     del state["surfaces.cell"]
     with pytest.raises(UserError, match="use an earlier checkpoint"):
         surfaces_in(state)
+
+
+def test_a_scene_is_taken_apart_as_all_views_see_it_and_then_as_some_do():
+    views, truth = scene(noise=0.01)
+    config = PartitionConfig(trees=3, view_share=0.5)
+    parted = list(partitions(views, config))
+    again = list(partitions(views, config))
+    assert len(parted) == 3
+    whole, grids = partition(views, config)
+    assert np.array_equal(parted[0][0].points, whole.points)
+    assert all(np.array_equal(*pair) for pair in zip(parted[0][1], grids, strict=True))
+    for (found, seen), (twice, _) in zip(parted, again, strict=True):
+        assert np.array_equal(found.points, twice.points)
+        assert [grid.shape for grid in seen] == [which.shape for which in truth]
+        assert all((grid >= 0).all() for grid in seen)
+    assert len(parted[1][0].points) < len(whole.points)
+
+
+def test_features_of_several_trees_are_their_mean(tmp_path: Path):
+    found = found_in_the_boxes()
+    other = found._replace(numbers=found.numbers.flip(0))
+    sight = Sight(look=lambda rays: (rays, rays), weights=list)
+    config, sizes = SurfacesConfig(), [(48, 48)] * len(found.grids)
+    store = surface_features(sight, [found, other], config, None, sizes)
+    pixels = torch.tensor([[0, 3, 5], [2, 40, 7]])
+    expected = [
+        feature_table(tree, config, k)[tree.grids[image][row, col].long()]
+        for image, row, col in pixels.tolist()
+        for k, tree in enumerate((found, other))
+    ]
+    assert torch.allclose(store.sample(pixels), torch.stack(expected).view(2, 2, -1).mean(1))
 
 
 def test_a_teachers_noise_is_averaged_over_segments():
@@ -376,7 +443,7 @@ def test_a_teachers_noise_is_averaged_over_segments():
             right = super().sample(indices)
             return right + torch.randn(right.shape, generator=noise)
 
-    noisy = Noisy(found.grids, clean, [(48, 48)] * len(found.grids))
+    noisy = Noisy([grid[..., None] for grid in found.grids], clean, [(48, 48)] * len(found.grids))
     many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
     assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
 
@@ -393,7 +460,11 @@ def test_many_views_are_looked_at_more_coarsely():
         {"levels": (0.3, 0.2)},
         {"levels": ()},
         {"look_share": 2.0},
+        {"look_share": -0.1},
+        {"look_share": 0.6, "lie_share": 0.5},
         {"side": 1},
+        {"trees": 0},
+        {"view_share": 0.0},
         {"body_share": 1.5},
         {"jump_weight": -1.0},
     ],

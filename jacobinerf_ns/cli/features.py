@@ -110,9 +110,7 @@ class Features:
         if not own[0]:
             data.sight.state = SurfacesState()
         store = data.teacher_store("train")
-        found = data.sight.state.found()
-        assert found is not None
-        return data.frames("train"), store, found
+        return data.frames("train"), store, data.sight.state.found()[0]
 
     def _device(self) -> torch.device:
         if self.device is None:

@@ -13,7 +13,7 @@ from jacobinerf_ns.errors import UserError, visible
 
 MODEL_PREFIX = "_model."
 OWN_BUFFERS = ("pair_threshold", "first_shaping_step")
-ENTITY_PREFIX = "field.entity_branch."
+BRANCH_PREFIXES = ("field.entity_branch.", "field.colour_branch.")
 _NERFACTO_HEAD = re.compile(r"field\.mlp_head\.layers\.(\d+)\.(weight|bias)")
 
 
@@ -77,7 +77,7 @@ def is_nerfacto(state: Mapping[str, Tensor]) -> bool:
 def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Plain nerfacto's state with our names: the last layer of its colour head becomes the RGB layer.
 
-    What only a shaped model has keeps the value it has in `expected`. The RGB layer's weights that read the entity
+    What only a shaped model has keeps the value it has in `expected`. The RGB layer's weights that read a
     branch begin at zero, so that colours are nerfacto's until training moves them.
     """
     if _is_tcnn(state):
@@ -91,7 +91,7 @@ def from_nerfacto(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             "add --pipeline.model.implementation jit"
         )
     head = [int(match.group(1)) for key in state if (match := _NERFACTO_HEAD.fullmatch(key))]
-    renamed = {k: v for k, v in expected.items() if k in OWN_BUFFERS or k.startswith(ENTITY_PREFIX)}
+    renamed = {k: v for k, v in expected.items() if k in OWN_BUFFERS or k.startswith(BRANCH_PREFIXES)}
     for key, value in state.items():
         match = _NERFACTO_HEAD.fullmatch(key)
         if match is None:

@@ -4,7 +4,7 @@
 `segments` the tree; here they meet. Letters are theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from jacobinerf_ns.core.surfaces import (
     footprint,
     fuse,
     image_normals,
+    lies,
+    means,
     nearest,
     neighbours,
 )
@@ -61,6 +63,11 @@ class PartitionConfig:
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
     levels: tuple[float, ...] = (0.1, 0.2, 0.28, 0.34, 0.4, 0.55, 0.8)
     """Heights at which the tree is cut, from parts to wholes."""
+    trees: int = 5
+    """How often the scene is taken apart, from all views and then from random ones: segments count that trees agree
+    on."""
+    view_share: float = 0.75
+    """Share (0..1) of the views that another tree is made of."""
 
 
 class Partition(NamedTuple):
@@ -75,6 +82,34 @@ class Partition(NamedTuple):
     """Side of the cells that the points are of, in the unit of the scene."""
     tree: MergeTree
     """Of the leaves."""
+    lies: Float[np.ndarray, "segments 5"]
+    """How each leaf lies, on average."""
+
+
+def partitions(
+    views: Sequence[SeenView], config: PartitionConfig
+) -> Iterator[tuple[Partition, list[Int[np.ndarray, "height width"]]]]:
+    """Yield the scene that the views see, taken apart as often as is asked, and the leaf of each pixel of each view.
+
+    First as all views see it, and then as a random share of them does. Which segments merge first hangs on small
+    things, and what the trees agree on is the scene (bagging; Breiman, 1996).
+
+    Raises:
+        ValueError: the views agree on next to nothing.
+    """
+    rng = np.random.default_rng(0)
+    fewest = min(len(views), config.agreeing)
+    for tree in range(config.trees):
+        count = len(views) if tree == 0 else max(fewest, round(config.view_share * len(views)))
+        chosen = set(rng.permutation(len(views))[:count].tolist())
+        try:
+            found, seen = partition([views[place] for place in sorted(chosen)], config)
+        except ValueError:
+            if tree == 0:
+                raise
+            continue  # these few agree on nothing
+        grids = iter(seen)
+        yield found, [next(grids) if place in chosen else leaves_of(view, found) for place, view in enumerate(views)]
 
 
 def partition(
@@ -101,7 +136,7 @@ def partition(
     grids = [_leaves_of(view, points, leaves, cloud.cell) for view in corrected]
     tree = _tree(cloud, leaves, outlines(corrected, grids, cloud.cell), config)
     levels = np.stack([cut(tree, height) for height in config.levels])
-    return Partition(points, leaves, levels, cloud.cell, tree), grids
+    return Partition(points, leaves, levels, cloud.cell, tree, means(lies(cloud), leaves, levels.shape[1])), grids
 
 
 def _cloud(views: Sequence[SeenView], cell: float) -> Cloud:

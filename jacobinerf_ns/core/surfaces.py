@@ -12,6 +12,11 @@ Things are convex parts that meet others in concave edges (LCCP; Stein et al., C
 The look of a place is the mean of φ(c) over what surrounds it on the surface, where φ are random Fourier features of a
 Gaussian kernel of ΔE (Rahimi and Recht 2007): a kernel mean, so ‖φ_S − φ_T‖² / 2 compares the colours of two segments
 as histograms would, without bins. The stripes of a rug are different colours with the same look.
+
+How a place lies, up being the third axis: which way it faces, and how high it is between the lowest places and the
+highest, h in 0..1,
+    lie = [max(n_z, 0)², max(−n_z, 0)², 1 − n_z²,  cos(h·π/2), sin(h·π/2)]
+Four walls face four ways and are walls; a table and the floor both face up.
 """
 
 from typing import NamedTuple
@@ -35,6 +40,10 @@ LOOK_WIDTH = 12.0
 """Width of the kernel of colours, ΔE."""
 LOOK_FREQUENCIES = 24
 NORM_EPS = 1e-12
+LOWEST, HIGHEST = 0.01, 0.99
+"""Shares of the points between whose heights h runs from 0 to 1: a few float below the floor."""
+LIES, FACING = 5, 3
+"""How many numbers say how a place lies, and how many of them, the first, which way it faces."""
 
 
 class Cloud(NamedTuple):
@@ -58,6 +67,14 @@ class Neighbours(NamedTuple):
     """What it costs to cross from one to the other on the surface, 0 to 2."""
     contrast: Float[np.ndarray, "pairs"]
     """How much their colours differ, 0 to 1."""
+
+
+def lies(cloud: Cloud) -> Float[np.ndarray, "points 5"]:
+    """Return how the points lie."""
+    up, height = cloud.normals[:, 2], cloud.points[:, 2]
+    low, high = np.quantile(height, (LOWEST, HIGHEST))
+    angle = np.clip((height - low) / max(high - low, NORM_EPS), 0, 1) * (np.pi / 2)
+    return np.stack([np.maximum(up, 0) ** 2, np.maximum(-up, 0) ** 2, 1 - up**2, np.cos(angle), np.sin(angle)], axis=1)
 
 
 def image_normals(

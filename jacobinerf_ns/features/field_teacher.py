@@ -13,6 +13,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor, nn
 
+from jacobinerf_ns.core.surfaces import LIES
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import default_cache_dir
@@ -40,35 +41,54 @@ _SUFFIX = ".safetensors"
 class SurfacesState(nn.Module):
     """What was found, as buffers: none before the teacher has looked, so that other checkpoints are as they were."""
 
-    def keep(self, surfaces: Surfaces) -> None:
+    def keep(self, found: Sequence[Surfaces]) -> None:
         """Take what was found."""
-        for name, tensor in surfaces._asdict().items():
+        for name, tensor in _named(found).items():
             self.register_buffer(name, tensor)
 
-    def found(self) -> Surfaces | None:
+    def found(self) -> tuple[Surfaces, ...]:
         """Return what was found, if anything was."""
-        kept = dict(self.named_buffers())
-        return Surfaces(**_with_tree(kept)) if kept else None
+        return _unnamed(dict(self.named_buffers()))
 
 
-def surfaces_in(state: Mapping[str, Tensor]) -> Surfaces | None:
+def surfaces_in(state: Mapping[str, Tensor]) -> tuple[Surfaces, ...]:
     """Return what a checkpoint's pipeline holds of the teacher, if anything.
 
     Raises:
         UserError: it holds a part of it.
     """
     kept = {key.removeprefix(STATE_PREFIX): value for key, value in state.items() if key.startswith(STATE_PREFIX)}
-    if kept and _with_tree(kept).keys() != set(Surfaces._fields):
+    try:
+        return _unnamed(kept)
+    except (TypeError, KeyError) as error:
         raise UserError(
             f"the checkpoint holds {', '.join(sorted(kept))} of the surfaces teacher, expected "
             f"{', '.join(Surfaces._fields)}: use an earlier checkpoint of the run"
-        )
-    return Surfaces(**_with_tree(kept)) if kept else None
+        ) from error
 
 
-def _with_tree(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a run of before the tree was kept holds, with a tree in which nothing merges."""
-    return {"merges": torch.zeros(0, 2, dtype=torch.int32), "heights": torch.zeros(0), **kept}
+def _named(found: Sequence[Surfaces]) -> dict[str, Tensor]:
+    """Return all tensors by names: those of the first tree as they are called, and runs of before have no others."""
+    return {
+        name if tree == 0 else f"{name}_{tree}": tensor
+        for tree, surfaces in enumerate(found)
+        for name, tensor in surfaces._asdict().items()
+    }
+
+
+def _unnamed(kept: Mapping[str, Tensor]) -> tuple[Surfaces, ...]:
+    """Return what the names say, with a tree in which nothing merges and no lies where these were not kept yet."""
+    trees: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in kept.items():
+        name, _, tree = key.partition("_")
+        trees.setdefault(int(tree or 0), {})[name] = tensor
+    return tuple(Surfaces(**_with_all(trees[tree])) for tree in range(len(trees)))
+
+
+def _with_all(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    missing = {"merges": torch.zeros(0, 2, dtype=torch.int32), "heights": torch.zeros(0)}
+    missing["lies"] = torch.zeros(kept["levels"].shape[1], LIES)
+    return {**missing, **kept}
 
 
 @dataclass
@@ -84,19 +104,19 @@ class Sight:
 
 def surfaces_of(
     sight: Sight, config: SurfacesConfig, frames: Sequence[Frame], cameras: Cameras, cache_dir: Path | None
-) -> Surfaces:
+) -> tuple[Surfaces, ...]:
     """Return what was found in the field, or look at its training views; what is found is kept from then on.
 
     Raises:
         UserError: there is nothing to be seen.
     """
     found = sight.state.found()
-    if found is None:
+    if not found:
         key = _key(frames, cameras, sight.weights())
         folder = (cache_dir or default_cache_dir()).expanduser().absolute() / config.fingerprint()[:20]
         path = folder / f"{key}{_SUFFIX}"
         found = read_surfaces(path)
-        if found is None:
+        if not found:
             found = find_surfaces(frames, seen_views(frames, cameras, sight.look, side_for(frames, config)), config)
             write_surfaces(path, found)
         sight.state.keep(found)
@@ -105,7 +125,7 @@ def surfaces_of(
 
 def surface_features(
     sight: Sight,
-    surfaces: Surfaces,
+    found: Sequence[Surfaces],
     config: SurfacesConfig,
     views: tuple[Sequence[Frame], Cameras] | None,
     sizes: Sequence[tuple[int, int]],
@@ -115,17 +135,25 @@ def surface_features(
 
     Args:
         sight: shows views that were not looked at yet.
-        surfaces: what was found in the training views.
+        found: in the training views.
         config: the teacher's.
         views: images and cameras; none: the training views, as they were looked at.
         sizes: (height, width) in pixels of the images.
         teacher: features of the training images to be pooled over segments, instead of the segments' own.
     """
-    table = feature_table(surfaces, config) if teacher is None else pooled_table(surfaces, teacher)
-    numbers = surfaces.grids
-    if views is not None:
-        numbers = numbers_of(seen_views(*views, sight.look, int(surfaces.shapes.max())), surfaces)
-    return PaletteStore(numbers, table, sizes)
+    if views is None:
+        numbers = [surfaces.grids for surfaces in found]
+    else:
+        seen = seen_views(*views, sight.look, int(found[0].shapes.max()))
+        numbers = [numbers_of(seen, surfaces) for surfaces in found]
+    tables = [
+        feature_table(surfaces, config, tree) if teacher is None else pooled_table(surfaces, teacher)
+        for tree, surfaces in enumerate(found)
+    ]
+    counts = torch.tensor([len(table) for table in tables])
+    first = counts.cumsum(0) - counts
+    joined = [torch.stack(grids, dim=-1).long() for grids in zip(*numbers, strict=True)]
+    return PaletteStore([torch.where(grid < 0, -1, grid + first) for grid in joined], torch.cat(tables), sizes)
 
 
 def _key(frames: Sequence[Frame], cameras: Cameras, weights: Sequence[Tensor]) -> str:
@@ -136,20 +164,20 @@ def _key(frames: Sequence[Frame], cameras: Cameras, weights: Sequence[Tensor]) -
     return digest_of_text(json.dumps([photos, *parts]))[:32]
 
 
-def write_surfaces(path: Path, surfaces: Surfaces) -> None:
+def write_surfaces(path: Path, found: Sequence[Surfaces]) -> None:
     """Write what was found, atomically."""
     from safetensors.torch import save_file
 
     with atomic_write(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in surfaces._asdict().items()}, temporary)
+        save_file({name: tensor.contiguous() for name, tensor in _named(found).items()}, temporary)
 
 
-def read_surfaces(path: Path) -> Surfaces | None:
-    """Return what was written; none where the file is missing, damaged or of another layout."""
+def read_surfaces(path: Path) -> tuple[Surfaces, ...]:
+    """Return what was written; nothing where the file is missing, damaged or of another layout."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return Surfaces(**load_file(path))
-    except (SafetensorError, OSError, TypeError):
-        return None
+        return _unnamed(load_file(path))
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return ()

@@ -1,4 +1,4 @@
-"""Features of which there are only a few: each pixel has the number of its feature in one table."""
+"""Features of which there are only a few: each pixel has the numbers of its features in one table, and their mean."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,25 @@ class PaletteStore:
 
     def __init__(
         self,
-        numbers: Sequence[Int[Tensor, "rows cols"]],
+        numbers: Sequence[Int[Tensor, "rows cols each"]],
         table: Float[Tensor, "entries dim"],
         sizes: Sequence[tuple[int, int]],
     ) -> None:
         """Take the parts.
 
         Args:
-            numbers: of each image, a grid of rows of the table that tiles it; -1: no feature, which is zero.
+            numbers: of each image, a grid that tiles it, of as many rows of the table in each cell as there are
+                features to be averaged; -1: no feature, which is zero.
             table: the features.
             sizes: (height, width) in pixels of the images to be indexed.
         """
         self.sizes = list(sizes)
         self.table = torch.cat([table.float(), table.new_zeros(1, table.shape[1]).float()])
         self.numbers = [grid.long() for grid in numbers]
-        self._flat = torch.cat([grid.flatten() for grid in self.numbers])
-        counts = torch.tensor([grid.numel() for grid in self.numbers])
+        self._flat = torch.cat([grid.flatten(0, 1) for grid in self.numbers])
+        self._shape = torch.tensor([grid.shape[:2] for grid in self.numbers])
+        counts = self._shape.prod(dim=1)
         self._first = counts.cumsum(0) - counts
-        self._shape = torch.tensor([grid.shape for grid in self.numbers])
         self._size = torch.tensor(self.sizes)
 
     def __len__(self) -> int:
@@ -59,4 +60,4 @@ class PaletteStore:
         shape = self._shape[images]
         # A pixel's centre, in cells; whole numbers alone, so that every device finds the same cell.
         cells = (2 * pixels + 1) * shape // (2 * self._size[images])
-        return self.table[self._flat[self._first[images] + cells[:, 0] * shape[:, 1] + cells[:, 1]]]
+        return self.table[self._flat[self._first[images] + cells[:, 0] * shape[:, 1] + cells[:, 1]]].mean(dim=1)

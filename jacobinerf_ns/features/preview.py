@@ -77,5 +77,7 @@ def _level_colours(surfaces: Surfaces, sizes: Sequence[tuple[int, int]]) -> list
         count = int(levels[level].max()) + 1
         colours = torch.from_numpy(np.random.default_rng(1).uniform(0.15, 1.0, size=(count, 3))).float()
         caption = f"level {level + 1} of {len(levels)}: {count} segments"
-        found.append((caption, PaletteStore(surfaces.grids, colours[levels[level]], sizes)))
+        found.append(
+            (caption, PaletteStore([grid[..., None] for grid in surfaces.grids], colours[levels[level]], sizes))
+        )
     return found

@@ -3,13 +3,17 @@
 It looks at a field that has learnt the scene: at the depth of its training views. So it runs once, when shaping begins,
 and what it found is kept in the run's checkpoints.
 
-A pixel's feature tells which segments it is in, in many segmentations from parts to wholes, and how it looks:
-    f = [√(1 − s) e, √s h],   e ∝ e_1 + … + e_L
-with a random unit vector e_l for each segment of segmentation l, and the unit mean h of handcrafted features over a
-segment of middle size. Random vectors are nearly at right angles: the cosine of e for two pixels is the share of
-segmentations that have them in one segment, 1 within a part, less from part to whole.
+A pixel's feature tells which segments it is in, in many segmentations from parts to wholes, how these look and how
+they lie:
+    f = [√(1 − s − t) e, √s h, √t l],   e ∝ e_1 + … + e_L
+with a random unit vector e_l for each segment of segmentation l, the unit mean h of handcrafted features over a part,
+and of a segment of middle size l = [which way it faces, how high it is, how large] / √3, a unit vector each. Random
+vectors are nearly at right angles: the cosine of e for two pixels is the share of segmentations that have them in one
+segment, 1 within a part, less from part to whole. What e tells nothing of, like the walls that nobody clicked, is told
+by how it looks and lies. The scene is taken apart several times (`core.partition.partitions`); f is the mean of all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
@@ -23,19 +27,22 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from jacobinerf_ns.core.agreement import SeenView
-from jacobinerf_ns.core.partition import Partition, PartitionConfig, leaves_of, partition
+from jacobinerf_ns.core.partition import Partition, PartitionConfig, leaves_of, partitions
 from jacobinerf_ns.core.segments import MergeTree
+from jacobinerf_ns.core.surfaces import FACING
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame, fingerprint_of, load_rgb, sample
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 3  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 5  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
-"""Level over whose segments another teacher's features are pooled: parts, since a whole may be two things."""
+"""Level over whose segments looks and other teachers' features are pooled: parts, since a whole may be two things."""
+SMALLEST = 30.0
+"""Points from which on the size of a segment says something."""
 OPAQUE = 0.5
 """Opacity from which on a ray meets a surface."""
 
@@ -53,10 +60,13 @@ class SurfacesConfig(PartitionConfig):
     rays: int = 1_000_000
     """Rays of all training views together, at most: of many views each is looked at more coarsely. A million take
     about as long as training on a third of as many."""
-    dimensions: int = 192
+    dimensions: int = 256
     """Dimensions of the random vectors of segments: cosines are right to about one over their root."""
-    look_share: float = 0.3
-    """Share (0..1) of how segments look in the cosine of two pixels; the rest is which segments they are in."""
+    look_share: float = 0.15
+    """Share (0..1) of how segments look in the cosine of two pixels."""
+    lie_share: float = 0.4
+    """Share (0..1) of which way segments face (up, down, aside), how high they are and how large; up is the third axis
+    of the capture, as nerfstudio turns it. What looks and lies leave is which segments two pixels are in."""
     seed: int = 0
     """Seed of the random vectors."""
 
@@ -89,12 +99,18 @@ class SurfacesConfig(PartitionConfig):
             or self.rays < 1
             or self.dimensions < 1
             or self.cell <= 0
-            or not 0 <= self.look_share <= 1
+            or min(self.look_share, self.lie_share) < 0
+            or self.look_share + self.lie_share > 1
         ):
             raise UserError(
-                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cell {self.cell:g} and "
-                f"look share {self.look_share:g} given, expected at least {LEAST_SIDE} pixels, a ray, a dimension, a "
-                "cell above 0, a share of 0 to 1"
+                f"surfaces: side {self.side}, rays {self.rays}, dimensions {self.dimensions}, cell {self.cell:g}, "
+                f"look share {self.look_share:g} and lie share {self.lie_share:g} given, expected at least "
+                f"{LEAST_SIDE} pixels, a ray, a dimension, a cell above 0, shares of at least 0 and together at most 1"
+            )
+        if self.trees < 1 or not 0 < self.view_share <= 1:
+            raise UserError(
+                f"surfaces: trees {self.trees} and view share {self.view_share:g} given, expected at least one tree "
+                "and a share above 0, at most 1"
             )
         if not 0 <= self.body_share <= 1 or min(self.bend_weight, self.jump_weight, self.look_weight) < 0:
             raise UserError(
@@ -105,7 +121,7 @@ class SurfacesConfig(PartitionConfig):
 
 
 class Surfaces(NamedTuple):
-    """What the teacher found in a scene, as tensors that go into checkpoints and caches."""
+    """What the teacher found when it took a scene apart once, as tensors that go into checkpoints and caches."""
 
     points: Float[Tensor, "points 3"]
     leaves: Int[Tensor, "points"]
@@ -121,6 +137,8 @@ class Surfaces(NamedTuple):
     """Which leaves merge, in order; none in runs of before this was kept."""
     heights: Float[Tensor, "merges"]
     """At which heights they do."""
+    lies: Float[Tensor, "segments 5"]
+    """How each leaf lies (`core.surfaces`); zero in runs of before this was kept."""
 
     @property
     def partition(self) -> Partition:
@@ -128,7 +146,8 @@ class Surfaces(NamedTuple):
         points, leaves, levels = (part.cpu().numpy() for part in (self.points, self.leaves, self.levels))
         first, second = self.merges.cpu().long().numpy().T
         tree = MergeTree(levels.shape[1], first, second, self.heights.cpu().double().numpy())
-        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell), tree)
+        lies = self.lies.cpu().double().numpy()
+        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell), tree, lies)
 
     @property
     def grids(self) -> NumberedRows:
@@ -173,35 +192,39 @@ def _seen(frame: Frame, cameras: Cameras, look: Look, side: int) -> SeenView:
     )
 
 
-def find_surfaces(frames: Sequence[Frame], views: Sequence[SeenView], config: PartitionConfig) -> Surfaces:
-    """Take the scene that training views see apart, and describe how its segments look.
+def find_surfaces(frames: Sequence[Frame], views: Sequence[SeenView], config: PartitionConfig) -> tuple[Surfaces, ...]:
+    """Take the scene that training views see apart, several times, and describe how its segments look.
 
     Raises:
         UserError: there are no surfaces to be seen.
     """
+    described = HandcraftedConfig(cell=2).setup()
+    features: list[Float[Tensor, "cells dim"]] = []
+    for frame, view in zip(frames, views, strict=True):
+        size = (view.known.shape[0], view.known.shape[1])
+        features.append(sample(described.extract(replace(frame, size=size)), _centres(size)))
     try:
-        found, grids = partition(views, config)
+        parted = list(track(partitions(views, config), "Taking the scene apart", total=config.trees))
     except ValueError as error:
         raise UserError(
             f"the surfaces teacher finds no surfaces ({error}): train longer before shaping begins "
             "(--pipeline.model.shaping-start-step), or choose another teacher"
         ) from error
-    numbers = [torch.from_numpy(grid) for grid in grids]
-    described = HandcraftedConfig(cell=2).setup()
-    features = [
-        sample(described.extract(replace(frame, size=tuple(grid.shape))), _centres(grid.shape))
-        for frame, grid in zip(frames, numbers, strict=True)
-    ]
+    return tuple(_described(found, [torch.from_numpy(grid) for grid in grids], features) for found, grids in parted)
+
+
+def _described(found: Partition, numbers: NumberedRows, features: Sequence[Float[Tensor, "cells dim"]]) -> Surfaces:
     return Surfaces(
         points=torch.from_numpy(found.points),
         leaves=torch.from_numpy(found.leaves).int(),
         levels=torch.from_numpy(found.levels).int(),
         cell=torch.tensor(found.cell),
         looks=pooled(numbers, features, found.levels.shape[1]),
-        shapes=torch.tensor([grid.shape for grid in grids]),
+        shapes=torch.tensor([grid.shape for grid in numbers]),
         numbers=torch.cat([grid.flatten() for grid in numbers]).int(),
         merges=torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
         heights=torch.from_numpy(found.tree.height).float(),
+        lies=torch.from_numpy(found.lies).float(),
     )
 
 
@@ -223,17 +246,38 @@ def pooled(
     return total / shown.clamp_min(1)[:, None]
 
 
-def feature_table(surfaces: Surfaces, config: SurfacesConfig) -> Float[Tensor, "segments dim"]:
-    """Return the feature of each leaf, a unit vector."""
+def feature_table(surfaces: Surfaces, config: SurfacesConfig, tree: int = 0) -> Float[Tensor, "segments dim"]:
+    """Return the feature of each leaf, a unit vector; each tree has random vectors of its own."""
     levels = surfaces.levels.cpu().long()
     together = torch.zeros(levels.shape[1], config.dimensions)
     for level, segment in enumerate(levels):
-        rng = np.random.default_rng([config.seed, level])
+        rng = np.random.default_rng([config.seed, tree, level])
         vectors = torch.from_numpy(rng.normal(size=(int(segment.max()) + 1, config.dimensions)))
         together += F.normalize(vectors.float(), dim=-1)[segment]
-    look = F.normalize(_over(levels[len(levels) // 2], surfaces.looks.cpu(), _sizes(surfaces)), dim=-1)
-    together = (1 - config.look_share) ** 0.5 * F.normalize(together, dim=-1)
-    return torch.cat([together, config.look_share**0.5 * look], dim=-1)
+    look = F.normalize(_over(_parts(levels), surfaces.looks.cpu(), _sizes(surfaces)), dim=-1)
+    rest = 1 - config.look_share - config.lie_share
+    parts = (rest, together), (config.look_share, look), (config.lie_share, _lie(surfaces))
+    # Normalised as a whole: a run of before has no lies.
+    return F.normalize(torch.cat([share**0.5 * F.normalize(part, dim=-1) for share, part in parts], dim=-1), dim=-1)
+
+
+def _parts(levels: Int[Tensor, "levels segments"]) -> Int[Tensor, "segments"]:
+    return levels[min(POOLED_LEVEL, len(levels) - 1)]
+
+
+def _lie(surfaces: Surfaces) -> Float[Tensor, "segments 7"]:
+    """Return how the segment of middle size that each leaf is in lies, and how large it is: three unit vectors."""
+    levels = surfaces.levels.cpu().long()
+    segment, lies = levels[len(levels) // 2], surfaces.lies.cpu()
+    if not lies.any():
+        return lies.new_zeros(len(lies), lies.shape[1] + 2)
+    points = torch.bincount(surfaces.leaves.cpu().long(), minlength=len(segment)).float()
+    own = points.new_zeros(int(segment.max()) + 1).index_add_(0, segment, points)[segment]
+    share = torch.log(own.clamp_min(SMALLEST) / SMALLEST) / torch.log((points.sum() / SMALLEST).clamp_min(math.e))
+    size = torch.stack([torch.cos(share * math.pi / 2), torch.sin(share * math.pi / 2)], dim=-1)
+    mean = _over(segment, lies, points)
+    units = [F.normalize(part, dim=-1) for part in (mean[:, :FACING], mean[:, FACING:], size)]
+    return torch.cat(units, dim=-1)
 
 
 def pooled_table(surfaces: Surfaces, teacher: PixelFeatures) -> Float[Tensor, "segments dim"]:
@@ -244,9 +288,7 @@ def pooled_table(surfaces: Surfaces, teacher: PixelFeatures) -> Float[Tensor, "s
         pixels = torch.cat([torch.full((len(places), 1), image), places], dim=-1)
         features.append(teacher.sample(pixels))
     levels = surfaces.levels.cpu().long()
-    return _over(
-        levels[min(POOLED_LEVEL, len(levels) - 1)], pooled(surfaces.grids, features, levels.shape[1]), _sizes(surfaces)
-    )
+    return _over(_parts(levels), pooled(surfaces.grids, features, levels.shape[1]), _sizes(surfaces))
 
 
 def _sizes(surfaces: Surfaces) -> Float[Tensor, "segments"]:

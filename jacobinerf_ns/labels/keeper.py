@@ -69,8 +69,8 @@ class _Surface(NamedTuple):
     """Of their surface points."""
     graph: csr_matrix
     """Which of these are near each other."""
-    parts: Parts | None
-    """Where these are in the scene taken apart, if it was."""
+    parted: list[Parts]
+    """Where these are in the scene taken apart, as often as it was."""
 
 
 class LabelKeeper:
@@ -121,7 +121,7 @@ class LabelMaker:
         seed_rays: Callable[[Annotations, Path], SeedRays],
         random_rays: Callable[[int], RayBundle],
         photos: int,
-        parts: Callable[[], Partition | None] = lambda: None,
+        partitions: Callable[[], Sequence[Partition]] = tuple,
     ) -> None:
         """Make labels on a field.
 
@@ -130,9 +130,9 @@ class LabelMaker:
             seed_rays: turns annotations and the folder of their masks into rays.
             random_rays: draws training pixels.
             photos: how many photos these are drawn from.
-            parts: the scene taken apart, where it was.
+            partitions: the scene taken apart, as often as it was.
         """
-        self._tracer, self._random_rays, self._photos, self._parts = tracer, random_rays, photos, parts
+        self._tracer, self._random_rays, self._photos, self._partitions = tracer, random_rays, photos, partitions
         self._traces = SeedTraces(tracer, seed_rays)
         self._built: _Built | None = None
         self._surface_pixels: _Surface | None = None
@@ -236,7 +236,7 @@ class LabelMaker:
             carried = torch.from_numpy(carried_responses(found.double().numpy(), surface.graph, starts)).to(found)
             connection = Connection(surface.tree, carried.to(self._tracer.device))
             found = torch.minimum(found, carried)
-        things = [[] for _ in snapshot.labels] if surface.parts is None else things_meant(snapshot, hits, surface.parts)
+        things = things_meant(snapshot, hits, surface.parted)
         levels = [find_plateaus(column, meant) for column, meant in zip(found.unbind(-1), things, strict=True)]
         return replace(snapshot, connection=connection, plateaus=tuple(levels))
 
@@ -268,10 +268,9 @@ class LabelMaker:
                 torch.cat(parts) for parts in zip(*((p.jacobians, p.points) for p in pieces), strict=True)
             )
             places = points.cpu().numpy()
-            found = self._parts()
-            parts = None if found is None else Parts(found, leaves_at(places.astype(np.float64), found))
+            parted = [Parts(found, leaves_at(places.astype(np.float64), found)) for found in self._partitions()]
             self._surface_pixels = _Surface(
-                version, rays, pieces, vectors, KDTree(places), surface_graph(places), parts
+                version, rays, pieces, vectors, KDTree(places), surface_graph(places), parted
             )
         return self._surface_pixels
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jacobinerf_ns.core.partition import UNKNOWN, Partition, leaves_at
 from jacobinerf_ns.core.persistence import members, stages
-from jacobinerf_ns.core.plateaus import Thing
+from jacobinerf_ns.core.plateaus import Thing, consensus
 from jacobinerf_ns.labels.snapshot import LabelSnapshot
 
 
@@ -23,32 +23,44 @@ class Parts(NamedTuple):
     leaves: Int[np.ndarray, "pixels"]
 
 
-def things_meant(snapshot: LabelSnapshot, hits: Sequence[Tensor], parts: Parts) -> list[list[Thing]]:
+def things_meant(snapshot: LabelSnapshot, hits: Sequence[Tensor], parted: Sequence[Parts]) -> list[list[Thing]]:
     """Return what each label may be meant to select; nothing for one with seeds of many pixels, which say it.
 
     Args:
         snapshot: the labels, and where their seeds are.
         hits: of each seed, which of its rays count.
-        parts: the scene.
+        parted: the scene, as often as it was taken apart.
     """
     places = np.array([mark.point for mark in snapshot.marks], dtype=np.float64).reshape(-1, 3)
-    leaves = leaves_at(places, parts.partition).tolist()
-    sizes = np.bincount(parts.partition.leaves, minlength=parts.partition.tree.leaves)
+    scenes = [_Scene(parts, leaves_at(places, parts.partition).tolist(), _sizes(parts.partition)) for parts in parted]
     found = []
     for label in snapshot.labels:
         own = [place for place, mark in enumerate(snapshot.marks) if mark.seed.label == label.id and mark.hit]
         yes, no = ([place for place in own if snapshot.marks[place].seed.negative is said] for said in (False, True))
-        known = [leaves[place] for place in yes if leaves[place] != UNKNOWN]
         clicked = all(len(hits[place]) == 1 for place in yes)
-        found.append(_meant(known if clicked else [], [leaves[place] for place in no], parts, sizes))
+        found.append(consensus([_meant(yes, no, scene) for scene in scenes]) if clicked else [])
     return found
 
 
-def _meant(yes: list[int], no: list[int], parts: Parts, sizes: Int[np.ndarray, "segments"]) -> list[Thing]:
-    """Return the things that hold leaves with clicks, and none with one that says "not this"."""
-    tree, meant = parts.partition.tree, []
-    for stage in stages(tree, sizes, yes):
-        inside = members(tree, yes, stage.height)
-        if not any(leaf != UNKNOWN and inside[leaf] for leaf in no):
-            meant.append(Thing((parts.leaves != UNKNOWN) & inside[parts.leaves], stage.score))
+class _Scene(NamedTuple):
+    parts: Parts
+    clicked: list[int]
+    """Leaf at each mark."""
+    sizes: Int[np.ndarray, "segments"]
+    """Points of each leaf."""
+
+
+def _sizes(partition: Partition) -> Int[np.ndarray, "segments"]:
+    return np.bincount(partition.leaves, minlength=partition.tree.leaves)
+
+
+def _meant(yes: list[int], no: list[int], scene: _Scene) -> list[Thing]:
+    """Return the things that hold marks, and none with one that says "not this"."""
+    tree, leaves, meant = scene.parts.partition.tree, scene.parts.leaves, []
+    known = [scene.clicked[place] for place in yes if scene.clicked[place] != UNKNOWN]
+    denied = [scene.clicked[place] for place in no if scene.clicked[place] != UNKNOWN]
+    for stage in stages(tree, scene.sizes, known):
+        inside = members(tree, known, stage.height)
+        if not inside[denied].any():
+            meant.append(Thing((leaves != UNKNOWN) & inside[leaves], stage.score))
     return meant
