@@ -83,8 +83,10 @@ def with_a_branch_of_its_own(**changes: object) -> JacobiNeRFModel:
     """A model whose entity branch has parted from colour's and gone its own way."""
     model = make_model(shaping_start_step=0, entity_units=8, shaped_layers="entity", entity_in_colour=False, **changes)
     model.field.part()
+    branch = model.field.entity_branch
+    assert branch is not None
     with torch.no_grad():
-        for parameter in model.field.entity_branch.parameters():
+        for parameter in branch.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -101,7 +103,8 @@ def test_jacobians_over_weights_that_are_zero_are_autograd_gradients_of_the_colo
     del wide.weight, wide.bias
     wide.weight, wide.bias = torch.cat([narrow.weight, unread], dim=1), narrow.bias
     head.rgb_layer = wide
-    head._joined = lambda trunk: torch.cat([trunk, head.branch, head.entity], dim=-1)
+    branches = lambda: [part for part in (head.branch, head.entity) if part is not None]  # noqa: E731
+    head._joined = lambda trunk: torch.cat([trunk, *branches()], dim=-1)
     torch.manual_seed(5)
     rgb = model(rays())["rgb"]
     assert torch.allclose(rgb, outputs["rgb"], atol=1e-6)

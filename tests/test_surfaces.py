@@ -421,7 +421,11 @@ def test_a_scene_is_taken_apart_as_all_views_see_it_and_then_as_some_do():
 def test_features_of_several_trees_are_their_mean(tmp_path: Path):
     found = found_in_the_boxes()
     other = found._replace(numbers=found.numbers.flip(0))
-    sight = Sight(look=lambda rays: (rays, rays), weights=list)
+
+    def blind(_rays):
+        raise AssertionError("views that were looked at are looked at again")
+
+    sight = Sight(look=blind, weights=list)
     config, sizes = SurfacesConfig(), [(48, 48)] * len(found.grids)
     store = surface_features(sight, [found, other], config, None, sizes)
     pixels = torch.tensor([[0, 3, 5], [2, 40, 7]])
