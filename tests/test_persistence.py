@@ -110,7 +110,7 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
     responses = torch.cat([torch.full((20,), 1.0), torch.full((40,), 0.6), torch.full((940,), 0.1)])
     part, whole = np.arange(1000) < 20, np.arange(1000) < 60
     for likely, size in ((part, 20), (whole, 60)):
-        found = find_plateaus(responses, [Thing(likely, 2.0), Thing(part, 1.0), Thing(whole, 1.0)])
+        found = find_plateaus(responses, [Thing(likely, 3.0), Thing(part, 1.0), Thing(whole, 1.0)])
         assert [int((responses >= level).sum()) for level in found.levels] == [20, 60]
         assert int((responses >= found.levels[found.natural]).sum()) == size
     # One that hardly lasts is offered, and does not say what is natural.

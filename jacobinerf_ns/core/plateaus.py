@@ -50,11 +50,11 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, LIKELY = 0.5, 0.3
-"""How much what is large is less likely meant, times log (1 − share of the scene): most of a scene is background. And
-the score of a thing, less that and what the field knows less of it (the log of the overlap with its best level), from
-which on it is taken for what is meant. Found on trainings on `nook`, the demo room, `atelier` and the fox; 0.2 to 0.5
-select about the same."""
+LARGE, THINGS_PULL, LIKELY = 0.5, 5.0, 0.3
+"""How much what is large is less likely meant, times log (1 − share of the scene): most of a scene is background. What
+a level away from the typical one costs a thing. And the score from which on a thing is taken for what is meant, less
+both and what the field knows less of it, the log of the overlap with its best level. Found on trainings on `nook`, the
+demo room, `atelier` and the fox; pulls of 5 to 10, and 0.2 to 0.5 to be likely, select about the same."""
 
 
 ALIKE, LEAST_OVERLAP = 0.5, 1e-3
@@ -170,8 +170,9 @@ def _of_things(
         both = len(own) - np.searchsorted(own, tried)
         overlap = both / (inside + len(own) - both)
         if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
-            known = float(np.log(overlap.max()))
-            found.append((thing.score + LARGE * np.log1p(-len(own) / len(responses)) + known, _middle(overlap)))
+            level, share = _middle(overlap), len(own) / len(responses)
+            seen = np.log(overlap.max()) - THINGS_PULL * (tried[level] - TYPICAL) ** 2
+            found.append((float(thing.score + LARGE * np.log1p(-share) + seen), level))
     found.sort(reverse=True)
     return [level for _, level in found], found[0][0] if found else -np.inf
 
