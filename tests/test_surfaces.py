@@ -348,6 +348,17 @@ def test_lies_tell_which_way_a_place_faces_and_how_high_it_is():
     assert np.isfinite(flat).all()
 
 
+def test_a_few_places_find_the_same_nearest_points_as_many():
+    rng = np.random.default_rng(0)
+    points, places = rng.normal(size=(500, 3)), 1.5 * rng.normal(size=(200, 3))
+    many = surfaces.nearest(points, places, 0.4)
+    assert (many == -1).any()
+    assert (many >= 0).any()
+    few = np.concatenate([surfaces.nearest(points, places[start : start + 20], 0.4) for start in range(0, 200, 20)])
+    assert np.array_equal(many, few)
+    assert surfaces.nearest(points, places[:0], 0.4).tolist() == []
+
+
 def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it():
     found = found_in_the_boxes()
     config = SurfacesConfig(dimensions=512, look_share=0.0, lie_share=1.0)

@@ -40,6 +40,8 @@ LOOK_WIDTH = 12.0
 """Width of the kernel of colours, ΔE."""
 LOOK_FREQUENCIES = 24
 NORM_EPS = 1e-12
+FEW = 32
+"""Places that are compared with all points one by one."""
 LOWEST, HIGHEST = 0.01, 0.99
 """Shares of the points between whose heights h runs from 0 to 1: a few float below the floor."""
 LIES, FACING = 5, 3
@@ -199,5 +201,8 @@ def nearest(
     points: Float[np.ndarray, "points 3"], queries: Float[np.ndarray, "pixels 3"], within: float
 ) -> Int[np.ndarray, "pixels"]:
     """Return the point nearest to each query, −1 where none is `within` reach."""
+    if len(queries) <= FEW:  # a tree is not worth its making
+        found = np.array([((points - query) ** 2).sum(axis=1).argmin() for query in queries], dtype=np.int64)
+        return np.where(np.linalg.norm(points[found] - queries, axis=1) < within, found, -1)
     _, found = KDTree(points).query(queries, distance_upper_bound=within)
     return np.where(found == len(points), -1, found)
