@@ -120,7 +120,10 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
     # A thing that the field knows nothing of changes nothing, and neither do the scene as a whole and a few pixels.
     other, scene, few = np.arange(1000) > 700, np.ones(1000, bool), np.arange(1000) < 3
     unknown = [Thing(other, 5.0), Thing(scene, 5.0), Thing(few, 5.0)]
-    assert find_plateaus(responses, unknown) == find_plateaus(responses)
+    without, found = find_plateaus(responses), find_plateaus(responses, unknown)
+    assert found.natural == without.natural
+    assert [int((responses >= level).sum()) for level in found.levels] == [20, 60]
+    assert [int((responses >= level).sum()) for level in without.levels] == [20, 60]
 
 
 def parts() -> Parts:

@@ -50,14 +50,14 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, THINGS_PULL, LIKELY = 0.5, 5.0, 0.3
-"""How much what is large is less likely meant, times log (1 − share of the scene): most of a scene is background. What
-a level away from the typical one costs a thing. And the score from which on a thing is taken for what is meant, less
-both and what the field knows less of it, the log of the overlap with its best level. Found on trainings on `nook`, the
-demo room, `atelier` and the fox; pulls of 5 to 10, and 0.2 to 0.5 to be likely, select about the same."""
-
-
-ALIKE, LEAST_OVERLAP = 0.5, 1e-3
+LARGE, KNOWN, NEAR, LIKELY = 0.5, 2.0, 5.0, 0.35
+"""What counts for a thing beside its score: how little of the scene it is, times log (1 − share), since most of a scene
+is background; how well the field knows it, times log of the overlap with its best level; how far that is from the
+typical level. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
+`atelier` and the fox; 1 to 3, 5 to 10, and 0.3 to 0.4 select about the same."""
+AMONG_THINGS, PULL_THERE = 0.87, 200.0
+"""The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
+ALIKE, LEAST_OVERLAP = 0.25, 1e-3
 """How much what another tree has counts less, times the log of the overlap (0..1), and the overlap that is none."""
 SAME_THING = 0.85
 """Overlap (0..1) from which on two things are one."""
@@ -144,7 +144,8 @@ def find_plateaus(responses: Float[Tensor, "pixels"], things: Sequence[Thing] = 
     tried, inside = GRID[says], inside[says]
     fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
     of_things, score = _of_things(raw, things, tried, inside)
-    stable = np.log(_change(ordered, tried, REACH) + FLAT) + PULL * (tried - TYPICAL) ** 2
+    typical, pull = (AMONG_THINGS, PULL_THERE) if things else (TYPICAL, PULL)
+    stable = np.log(_change(ordered, tried, REACH) + FLAT) + pull * (tried - typical) ** 2
     natural = of_things[0] if score >= LIKELY else int(stable.argmin())
     kept = [natural]
     for level in of_things + sorted(_valleys(fine), key=lambda level: (fine[level], level)):
@@ -171,7 +172,7 @@ def _of_things(
         overlap = both / (inside + len(own) - both)
         if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
             level, share = _middle(overlap), len(own) / len(responses)
-            seen = np.log(overlap.max()) - THINGS_PULL * (tried[level] - TYPICAL) ** 2
+            seen = KNOWN * np.log(overlap.max()) - NEAR * (tried[level] - TYPICAL) ** 2
             found.append((float(thing.score + LARGE * np.log1p(-share) + seen), level))
     found.sort(reverse=True)
     return [level for _, level in found], found[0][0] if found else -np.inf
