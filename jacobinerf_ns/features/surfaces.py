@@ -214,14 +214,16 @@ def find_surfaces(frames: Sequence[Frame], views: Sequence[SeenView], config: Pa
 
 
 def _described(found: Partition, numbers: NumberedRows, features: Sequence[Float[Tensor, "cells dim"]]) -> Surfaces:
+    count = found.levels.shape[1]
+    small = torch.int16 if count <= torch.iinfo(torch.int16).max else torch.int32  # every checkpoint carries them
     return Surfaces(
         points=torch.from_numpy(found.points),
         leaves=torch.from_numpy(found.leaves).int(),
         levels=torch.from_numpy(found.levels).int(),
         cell=torch.tensor(found.cell),
-        looks=pooled(numbers, features, found.levels.shape[1]),
+        looks=pooled(numbers, features, count),
         shapes=torch.tensor([grid.shape for grid in numbers]),
-        numbers=torch.cat([grid.flatten() for grid in numbers]).int(),
+        numbers=torch.cat([grid.flatten() for grid in numbers]).to(small),
         merges=torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
         heights=torch.from_numpy(found.tree.height).float(),
         lies=torch.from_numpy(found.lies).float(),
