@@ -63,7 +63,7 @@ class PartitionConfig:
     """Points from which on a segment's boundary counts whole; smaller ones merge sooner."""
     levels: tuple[float, ...] = (0.1, 0.2, 0.28, 0.34, 0.4, 0.55, 0.8)
     """Heights at which the tree is cut, from parts to wholes."""
-    trees: int = 12
+    trees: int = 5
     """How often the scene is taken apart, from all views and then from random ones: what trees agree on counts. Some
     seconds each."""
     view_share: float = 0.75
