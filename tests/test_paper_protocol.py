@@ -316,11 +316,12 @@ def test_the_shipped_files_are_right_and_name_no_data():
 
 
 def test_a_scaled_schedule_keeps_its_proportions_and_a_name_of_its_own(tmp_path: Path):
-    content = {**REPLICA, "methods": {"jacobinerf": {"steps": 1000, "shaping_start": 500}, "jacobinerf-lite": None}}
+    scaled = {"steps": 1000, "shaping_start": 500, "shaping": {"decay_steps": 24000}}
+    content = {**REPLICA, "methods": {"jacobinerf": scaled, "jacobinerf-lite": None}}
     benchmark = paper_files.Benchmark.model_validate(content)
     config = benchmark.recipe("room_0", "jacobinerf", 0.1).make_config("shaped", 3)
     assert (config.max_num_iterations, config.pipeline.model.shaping_start_step) == (100, 50)
-    assert config.pipeline.model.shaping.decay_steps == 2400  # a tenth of the method's
+    assert config.pipeline.model.shaping.decay_steps == 2400
     assert config.machine.seed == 3
     lite = benchmark.recipe("room_0", "jacobinerf-lite").make_config("plain", 0)
     assert lite.max_num_iterations == jacobinerf_lite.config.max_num_iterations
