@@ -105,6 +105,7 @@ def trainer_config(
         optimizers={
             "proposal_networks": group,
             "fields": group,
+            # Shaping begins when the other rates have fallen.
             "entities": {"optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15), "scheduler": None},
             "camera_opt": camera_group,
         },

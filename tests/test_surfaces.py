@@ -18,7 +18,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.field_teacher import Sight, read_surfaces, surface_features, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
-from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_table, side_for
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_tables, side_for
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
@@ -309,7 +309,7 @@ def test_a_teacher_is_pooled_over_surfaces_when_shaping_begins(tmp_path: Path, m
     assert raw is not None
     assert isinstance(data.feature_store, PaletteStore)
     assert len(found) == PartitionConfig.trees
-    assert torch.equal(data.feature_store.table[:-1], torch.cat([pooled_table(tree, raw) for tree in found]))
+    assert torch.equal(data.feature_store.table[:-1], torch.cat(pooled_tables(found, raw)))
     assert data.teacher_store("eval").dim == raw.dim
 
 
@@ -460,7 +460,7 @@ def test_a_teachers_noise_is_averaged_over_segments():
 
     noisy = Noisy([grid[..., None] for grid in found.grids], clean, [(48, 48)] * len(found.grids))
     many = _sizes(found)[None].mul(found.levels[1][:, None] == found.levels[1][None]).sum(1) > 400
-    assert torch.allclose(pooled_table(found, noisy)[many], clean[many], atol=0.25)
+    assert torch.allclose(pooled_tables([found], noisy)[0][many], clean[many], atol=0.25)
 
 
 def test_many_views_are_looked_at_more_coarsely():

@@ -282,13 +282,19 @@ def _lie(surfaces: Surfaces) -> Float[Tensor, "segments 7"]:
     return torch.cat(units, dim=-1)
 
 
-def pooled_table(surfaces: Surfaces, teacher: PixelFeatures) -> Float[Tensor, "segments dim"]:
-    """Return a teacher's features of the training images, as means over segments of a low level, for each leaf."""
+def pooled_tables(found: Sequence[Surfaces], teacher: PixelFeatures) -> list[Float[Tensor, "segments dim"]]:
+    """Return a teacher's features of the training images, as means over segments of a low level, for each leaf of each
+    tree. The images' features are read once: all trees see the same cells.
+    """
     features = []
-    for image, (grid, size) in enumerate(zip(surfaces.grids, teacher.sizes, strict=True)):
+    for image, (grid, size) in enumerate(zip(found[0].grids, teacher.sizes, strict=True)):
         places = (_centres(grid.shape) * torch.tensor(size)).long()
         pixels = torch.cat([torch.full((len(places), 1), image), places], dim=-1)
         features.append(teacher.sample(pixels))
+    return [_over_parts(surfaces, features) for surfaces in found]
+
+
+def _over_parts(surfaces: Surfaces, features: Sequence[Float[Tensor, "cells dim"]]) -> Float[Tensor, "segments dim"]:
     levels = surfaces.levels.cpu().long()
     return _over(_parts(levels), pooled(surfaces.grids, features, levels.shape[1]), _sizes(surfaces))
 
