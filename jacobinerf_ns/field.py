@@ -35,6 +35,8 @@ class FieldTrace:
     """Pre-sigmoid colours."""
     activations: Float[Tensor, "rays samples hidden"]
     """Units whose weights in the RGB layer are shaped and perturbed: all that colour reads, or the entity branch's."""
+    places: Float[Tensor, "rays samples 3"]
+    """Where samples are, in 0..1 as hash grids have them; a constant."""
     inputs: Float[Tensor, "rays samples inputs"] | None
     """Inputs of the last trunk layer; None where the trunk is one fused tiny-cuda-nn kernel that hides them."""
 
@@ -221,12 +223,22 @@ class JacobiNeRFField(NerfactoField):
         if self.entity_branch is not None:
             places = self._sample_locations.detach().view(-1, 3)
             head.branch = head.entity = (self.colour_branch or self.entity_branch)(places)
-            if self.parted and self.colour_branch is not None and self._traces is not None:
+            if self.apart and self._traces is not None:
                 head.entity = self.entity_branch(places) if head.recorded_units == "entity" else None
         try:
             return super().get_outputs(ray_samples, density_embedding)
         finally:
             head.branch = head.entity = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether colour does not read the entity branch."""
+        return self.parted and self.colour_branch is not None
+
+    def entities_at(self, places: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points units"]:
+        """Units of the entity branch at places in 0..1."""
+        assert self.entity_branch is not None
+        return self.entity_branch(places.reshape(-1, 3)).view(*places.shape[:-1], -1)
 
     @torch.no_grad()
     def part(self) -> None:
@@ -248,6 +260,7 @@ class JacobiNeRFField(NerfactoField):
                     colours=outputs[FieldHeadNames.RGB],
                     logits=record.logits.view(*shape, -1),
                     activations=record.activations.view(*shape, -1),
+                    places=self._sample_locations.detach().view(*shape, 3),
                     inputs=None if record.inputs is None else record.inputs.view(*shape, -1),
                 )
             )

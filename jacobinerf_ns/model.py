@@ -67,6 +67,9 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
     entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
+    num_entity_samples: int = 8
+    """Samples of an anchor's ray, the heaviest, at which an entity branch that colour does not read is asked while it
+    is shaped; whatever is rendered asks all of them."""
     detach_rendering_weights: bool = True
     """Keep shaping from moving geometry: rendering weights enter Jacobians as constants (paper: they do not)."""
     detach_colours: bool = True
@@ -207,18 +210,29 @@ class JacobiNeRFModel(NerfactoModel):
             return self._label_outputs(ray_bundle)
         if not self.shapes_at(self.step):
             return super().get_outputs(ray_bundle)
-        with self.field.recording() as traces:
+        with self.field.recording() as traces, self.answering_by("trunk" if self.field.apart else self._shaped_units):
             outputs = super().get_outputs(ray_bundle)
         anchors = shaping.anchor_rays(len(ray_bundle), self.num_anchors, self.device)
-        weights = outputs["weights_list"][-1]
-        if self.config.detach_rendering_weights:
-            weights = weights.detach()
-        trace = traces[0]
-        if self.config.detach_colours:
-            trace = replace(trace, logits=trace.logits.detach())
         outputs["anchors"] = anchors
-        outputs["jacobians"] = self._render_jacobians(trace, weights, anchors)
+        outputs["jacobians"] = self._shaped_jacobians(traces[0], outputs["weights_list"][-1], anchors)
         return outputs
+
+    def _shaped_jacobians(
+        self, trace: FieldTrace, weights: Float[Tensor, "rays samples 1"], anchors: Int[Tensor, "anchors"] | slice
+    ) -> Float[Tensor, "anchors dims"]:
+        """Jacobians as the losses see them. An entity branch apart is asked where the light is, and nowhere else."""
+        weights = weights.detach() if self.config.detach_rendering_weights else weights
+        logits = trace.logits.detach() if self.config.detach_colours else trace.logits
+        if not self.field.apart:
+            return self._render_jacobians(replace(trace, logits=logits), weights, anchors)
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            shares = jacobian.effective_weights(weights[anchors, :, 0].float(), self._background())
+            heaviest = jacobian.heaviest_samples(shares, self.config.num_entity_samples)
+            shares, logits, places = (
+                torch.take_along_dim(part, heaviest.view(*heaviest.shape, *[1] * (part.ndim - 2)), dim=1)
+                for part in (shares, logits[anchors].float(), trace.places[anchors])
+            )
+            return jacobian.jacobian(shares, logits, self.field.entities_at(places).float(), "black").flatten(1)
 
     def _label_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         traced = self.trace(ray_bundle)

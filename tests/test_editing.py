@@ -43,7 +43,9 @@ def look(rays: RayBundle, inside: torch.Tensor | None = None) -> Traced:
     weights = samples.get_weights(density)[..., 0]
     colours = torch.sigmoid(logits)
     rgb = (jacobian.effective_weights(weights, "last_sample")[..., None] * colours).sum(-2)
-    trace = FieldTrace(samples, density, colours, logits, activations, None)
+    trace = FieldTrace(
+        samples, density, colours, logits, activations, places=samples.frustums.get_positions(), inputs=None
+    )
     jacobians = jacobian.jacobian(weights, logits, activations).flatten(1)
     depth = torch.full_like(rgb[:, :1], NEAR)
     return Traced({"rgb": rgb, "depth": depth}, trace, weights, jacobians, logits, "last_sample")

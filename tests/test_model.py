@@ -14,11 +14,13 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from tiny import tiny_config
 
 from jacobinerf_ns.compat.contraction import CubeContraction
+from jacobinerf_ns.core.jacobian import Background, colour_slopes, effective_weights
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
 from jacobinerf_ns.shaping import ShapingConfig
 
 RAYS = 12
+EVERY_SAMPLE = 1 << 10
 
 
 def make_model(**changes: object) -> JacobiNeRFModel:
@@ -93,7 +95,7 @@ def with_a_branch_of_its_own(**changes: object) -> JacobiNeRFModel:
 
 @pytest.mark.parametrize("background", ["last_sample", "random"])
 def test_jacobians_over_weights_that_are_zero_are_autograd_gradients_of_the_colour(background: str):
-    model = with_a_branch_of_its_own(background_color=background).train()
+    model = with_a_branch_of_its_own(background_color=background, num_entity_samples=EVERY_SAMPLE).train()
     head = model.field.mlp_head
     torch.manual_seed(5)
     outputs = model(rays())
@@ -103,14 +105,29 @@ def test_jacobians_over_weights_that_are_zero_are_autograd_gradients_of_the_colo
     del wide.weight, wide.bias
     wide.weight, wide.bias = torch.cat([narrow.weight, unread], dim=1), narrow.bias
     head.rgb_layer = wide
-    branches = lambda: [part for part in (head.branch, head.entity) if part is not None]  # noqa: E731
-    head._joined = lambda trunk: torch.cat([trunk, *branches()], dim=-1)
+    entities = lambda: model.field.entities_at(model.field._sample_locations.view(-1, 3))  # noqa: E731
+    head._joined = lambda trunk: torch.cat([trunk, head.branch, entities()], dim=-1)
     torch.manual_seed(5)
     rgb = model(rays())["rgb"]
     assert torch.allclose(rgb, outputs["rgb"], atol=1e-6)
     for ray, jacobian in zip(rgb.mean(-1), outputs["jacobians"], strict=True):
         expected = torch.autograd.grad(ray, unread, retain_graph=True)[0].flatten()
         assert float((jacobian - expected).norm() / expected.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("background", ["last_sample", "random"])
+def test_few_samples_of_a_branch_apart_are_the_heaviest_ones(background: Background):
+    model = with_a_branch_of_its_own(background_color=background, num_entity_samples=3).train()
+    with model.field.recording() as traces:
+        found = model(rays())["jacobians"]
+    trace = traces[0]
+    shares = effective_weights(trace.ray_samples.get_weights(trace.density)[..., 0], background)
+    slopes = colour_slopes(trace.logits) / 3
+    activations = model.field.entities_at(trace.places)
+    for ray, jacobian in enumerate(found):
+        chosen = sorted(range(shares.shape[1]), key=lambda s: -float(shares[ray, s]))[:3]
+        expected = torch.stack([shares[ray, s] * torch.outer(slopes[ray, s], activations[ray, s]) for s in chosen])
+        assert torch.allclose(jacobian, expected.sum(0).flatten(), rtol=1e-4, atol=1e-7)
 
 
 def test_shaping_a_branch_apart_leaves_colour_alone_and_begins_where_colours_is():
@@ -168,6 +185,7 @@ def test_a_config_saved_before_there_was_a_branch_builds_the_field_it_described(
         "entity_base_res",
         "entity_max_res",
         "entity_log2_hashmap_size",
+        "num_entity_samples",
     }
     old = object.__new__(JacobiNeRFModelConfig)  # as yaml makes it: what the file lacks is not set
     vars(old).update(

@@ -18,7 +18,7 @@ from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.field_teacher import Sight, read_surfaces, surface_features, surfaces_in, write_surfaces
 from jacobinerf_ns.features.palette import PaletteStore
-from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_table, pooled_tables, side_for
+from jacobinerf_ns.features.surfaces import Surfaces, SurfacesConfig, _sizes, feature_tables, pooled_tables, side_for
 from jacobinerf_ns.pipeline import JacobiNeRFPipeline
 
 GREY, RED = np.array([50.0, 0, 0]), np.array([50.0, 60, 40])
@@ -362,7 +362,7 @@ def test_a_few_places_find_the_same_nearest_points_as_many():
 def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it():
     found = found_in_the_boxes()
     config = SurfacesConfig(dimensions=512, look_share=0.0, lie_share=1.0)
-    table = feature_table(found, config)
+    table = feature_tables([found], config)[0]
     alike = (table @ table.T).numpy()
     points, leaves = found.points.numpy(), found.leaves.long().numpy()
     up = found.lies[:, 0].numpy() > 0.9
@@ -372,17 +372,27 @@ def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it()
     floor = np.flatnonzero(up & ~high)[0]
     assert alike[left, right] > alike[left, floor]
     before = found._replace(lies=torch.zeros_like(found.lies))
-    told, rest = feature_table(before, SurfacesConfig(look_share=0.15, lie_share=0.4)), (0.15 / 0.6)
-    assert torch.allclose(told, feature_table(before, SurfacesConfig(look_share=rest, lie_share=0.0)), atol=1e-6)
+    told, rest = feature_tables([before], SurfacesConfig(look_share=0.15, lie_share=0.4))[0], 0.15 / 0.6
+    assert torch.allclose(told, feature_tables([before], SurfacesConfig(look_share=rest, lie_share=0.0))[0], atol=1e-6)
 
 
 def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():
     found = found_in_the_boxes()
-    table = feature_table(found, SurfacesConfig(dimensions=4096, look_share=0.0, lie_share=0.0))
+    table = feature_tables([found], SurfacesConfig(dimensions=4096, look_share=0.0, lie_share=0.0))[0]
     together = (found.levels[:, :, None] == found.levels[:, None, :]).float().mean(0)
     assert torch.allclose(table @ table.T, together, atol=0.06)
-    assert torch.allclose(feature_table(found, SurfacesConfig()).norm(dim=-1), torch.ones(len(table)))
-    assert torch.equal(feature_table(found, SurfacesConfig()), feature_table(found, SurfacesConfig()))
+    once, again = (feature_tables([found], SurfacesConfig())[0] for _ in range(2))
+    assert torch.allclose(once.norm(dim=-1), torch.ones(len(table)))
+    assert torch.equal(once, again)
+
+
+def test_shares_are_what_they_say_of_however_many_trees():
+    found = found_in_the_boxes()
+    config = SurfacesConfig(dimensions=4096, look_share=0.2, lie_share=0.3)
+    (alone,) = feature_tables([found], config)
+    mean = torch.stack(feature_tables([found] * 4, config)).mean(0)
+    assert torch.allclose(mean @ mean.T, alone @ alone.T, atol=0.06)
+    assert torch.allclose(mean.norm(dim=-1), torch.ones(len(mean)), atol=0.05)
 
 
 def heights_in(state: dict[str, torch.Tensor]) -> list[float]:
@@ -441,9 +451,9 @@ def test_features_of_several_trees_are_their_mean(tmp_path: Path):
     store = surface_features(sight, [found, other], config, None, sizes)
     pixels = torch.tensor([[0, 3, 5], [2, 40, 7]])
     expected = [
-        feature_table(tree, config, k)[tree.grids[image][row, col].long()]
+        table[tree.grids[image][row, col].long()]
         for image, row, col in pixels.tolist()
-        for k, tree in enumerate((found, other))
+        for tree, table in zip((found, other), feature_tables([found, other], config), strict=True)
     ]
     assert torch.allclose(store.sample(pixels), torch.stack(expected).view(2, 2, -1).mean(1))
 

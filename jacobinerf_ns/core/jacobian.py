@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Background = Literal["random", "last_sample", "black", "white"]
@@ -39,6 +39,14 @@ def effective_weights(weights: Float[Tensor, "rays samples"], background: Backgr
         return weights
     residual = 1.0 - weights.sum(dim=-1, keepdim=True)
     return torch.cat([weights[..., :-1], weights[..., -1:] + residual], dim=-1)
+
+
+def heaviest_samples(weights: Float[Tensor, "rays samples"], count: int) -> Int[Tensor, "rays heaviest"]:
+    """Return which `count` samples of each ray weigh most, in no order; all of them where there are fewer.
+
+    A Jacobian is a sum over samples by their weights, and most weigh nothing: near a surface a handful makes the sum.
+    """
+    return weights.topk(min(count, weights.shape[-1]), dim=-1, sorted=False).indices
 
 
 def colour_slopes(logits: Float[Tensor, "*samples channels"]) -> Float[Tensor, "*samples channels"]:

@@ -23,7 +23,7 @@ from jacobinerf_ns.features.surfaces import (
     Look,
     Surfaces,
     SurfacesConfig,
-    feature_table,
+    feature_tables,
     find_surfaces,
     numbers_of,
     pooled_tables,
@@ -146,10 +146,7 @@ def surface_features(
     else:
         seen = seen_views(*views, sight.look, int(found[0].shapes.max()))
         numbers = [numbers_of(seen, surfaces) for surfaces in found]
-    if teacher is None:
-        tables = [feature_table(surfaces, config, tree) for tree, surfaces in enumerate(found)]
-    else:
-        tables = pooled_tables(found, teacher)
+    tables = feature_tables(found, config) if teacher is None else pooled_tables(found, teacher)
     counts = torch.tensor([len(table) for table in tables])
     first = counts.cumsum(0) - counts
     joined = [torch.stack(grids, dim=-1).long() for grids in zip(*numbers, strict=True)]

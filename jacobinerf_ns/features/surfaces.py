@@ -10,7 +10,8 @@ with a random unit vector e_l for each segment of segmentation l, the unit mean 
 and of a segment of middle size l = [which way it faces, how high it is, how large] / √3, a unit vector each. Random
 vectors are nearly at right angles: the cosine of e for two pixels is the share of segmentations that have them in one
 segment, 1 within a part, less from part to whole. What e tells nothing of, like the walls that nobody clicked, is told
-by how it looks and lies. The scene is taken apart several times (`core.partition.partitions`); f is the mean of all.
+by how it looks and lies. The scene is taken apart several times (`core.partition.partitions`); f is the mean of all,
+with e lengthened so that the shares stay what they are.
 """
 
 import math
@@ -36,7 +37,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 5  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 6  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
@@ -62,9 +63,9 @@ class SurfacesConfig(PartitionConfig):
     about as long as training on a third of as many."""
     dimensions: int = 256
     """Dimensions of the random vectors of segments: cosines are right to about one over their root."""
-    look_share: float = 0.15
+    look_share: float = 0.05
     """Share (0..1) of how segments look in the cosine of two pixels."""
-    lie_share: float = 0.4
+    lie_share: float = 0.6
     """Share (0..1) of which way segments face (up, down, aside), how high they are and how large; up is the third axis
     of the capture, as nerfstudio turns it. What looks and lies leave is which segments two pixels are in."""
     seed: int = 0
@@ -248,8 +249,16 @@ def pooled(
     return total / shown.clamp_min(1)[:, None]
 
 
-def feature_table(surfaces: Surfaces, config: SurfacesConfig, tree: int = 0) -> Float[Tensor, "segments dim"]:
-    """Return the feature of each leaf, a unit vector; each tree has random vectors of its own."""
+def feature_tables(found: Sequence[Surfaces], config: SurfacesConfig) -> list[Float[Tensor, "segments dim"]]:
+    """Return the features of each tree's leaves: what a pixel's leaves have is averaged, and is a unit vector then.
+
+    Each tree has random vectors of its own, and the mean of n such vectors is shorter by √n. So they are made longer by
+    as much: else which segments a pixel is in would count less, the more trees there are.
+    """
+    return [_feature_table(surfaces, config, tree, len(found)) for tree, surfaces in enumerate(found)]
+
+
+def _feature_table(surfaces: Surfaces, config: SurfacesConfig, tree: int, trees: int) -> Float[Tensor, "segments dim"]:
     levels = surfaces.levels.cpu().long()
     together = torch.zeros(levels.shape[1], config.dimensions)
     for level, segment in enumerate(levels):
@@ -257,10 +266,11 @@ def feature_table(surfaces: Surfaces, config: SurfacesConfig, tree: int = 0) -> 
         vectors = torch.from_numpy(rng.normal(size=(int(segment.max()) + 1, config.dimensions)))
         together += F.normalize(vectors.float(), dim=-1)[segment]
     look = F.normalize(_over(_parts(levels), surfaces.looks.cpu(), _sizes(surfaces)), dim=-1)
+    lie = _lie(surfaces)
+    known = 1.0 if lie.any() else 1 - config.lie_share  # a run of before has no lies
     rest = 1 - config.look_share - config.lie_share
-    parts = (rest, together), (config.look_share, look), (config.lie_share, _lie(surfaces))
-    # Normalised as a whole: a run of before has no lies.
-    return F.normalize(torch.cat([share**0.5 * F.normalize(part, dim=-1) for share, part in parts], dim=-1), dim=-1)
+    parts = (rest * trees, together), (config.look_share, look), (config.lie_share, lie)
+    return torch.cat([(share / known) ** 0.5 * F.normalize(part, dim=-1) for share, part in parts], dim=-1)
 
 
 def _parts(levels: Int[Tensor, "levels segments"]) -> Int[Tensor, "segments"]:
