@@ -36,7 +36,6 @@ FULL_MODEL = JacobiNeRFModelConfig(
 LITE_MODEL = replace(
     FULL_MODEL,
     eval_num_rays_per_chunk=2048,
-    hidden_dim_color=128,
     num_levels=8,
     log2_hashmap_size=15,
     max_res=512,
