@@ -44,7 +44,7 @@ LITE_MODEL = replace(
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
     # Its own teacher looks at the field's depth: most of the training makes that.
-    shaping_start_step=2000,
+    shaping_start_step=2400,
 )
 PAPER_MODEL = replace(
     FULL_MODEL,
@@ -122,9 +122,9 @@ jacobinerf_lite = MethodSpecification(
         trainer_config(
             "jacobinerf-lite",
             LITE_MODEL,
-            steps=2500,
+            steps=3000,
             rays=512,
-            decay_steps=2500,
+            decay_steps=3000,
             lr_final=1e-3,
             teacher=SurfacesConfig(),
         ),
