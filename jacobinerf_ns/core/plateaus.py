@@ -50,13 +50,15 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, KNOWN, NEAR, LIKELY = 0.5, 2.0, 10.0, 0.5
+LARGE, KNOWN, NEAR, LIKELY = 0.5, 1.0, 10.0, 0.5
 """What counts for a thing beside its score: how little of the scene it is, times log (1 − share), since most of a scene
-is background; how well the field knows it, times log of the overlap with its best level; how far that is from the
-typical level. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
-`atelier` and the fox; 1 to 3, 5 to 10, and 0.4 to 0.6 select about the same."""
-AMONG_THINGS, PULL_THERE = 0.75, 200.0
-"""The typical level where things are known, and its pull where none of them is likely."""
+is background; how well the field knows it, times log of the overlap with its best level; how far that is from
+`OF_THINGS`. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
+`atelier` and the fox; 1 to 2, 5 to 20, and 0.4 to 0.6 select about the same."""
+OF_THINGS = 0.75
+"""Level at which a field that knows a thing selects it, as a rule."""
+AMONG_THINGS, PULL_THERE = 0.84, 200.0
+"""The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
 ALIKE, LEAST_OVERLAP = 0.25, 1e-3
 """How much what another tree has counts less, times the log of the overlap (0..1), and the overlap that is none."""
 SAME_THING = 0.85
@@ -172,7 +174,7 @@ def _of_things(
         overlap = both / (inside + len(own) - both)
         if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
             level, share = _middle(overlap), len(own) / len(responses)
-            seen = KNOWN * np.log(overlap.max()) - NEAR * (tried[level] - AMONG_THINGS) ** 2
+            seen = KNOWN * np.log(overlap.max()) - NEAR * (tried[level] - OF_THINGS) ** 2
             found.append((float(thing.score + LARGE * np.log1p(-share) + seen), level))
     found.sort(reverse=True)
     return [level for _, level in found], found[0][0] if found else -np.inf
