@@ -105,8 +105,12 @@ def test_jacobians_over_weights_that_are_zero_are_autograd_gradients_of_the_colo
     del wide.weight, wide.bias
     wide.weight, wide.bias = torch.cat([narrow.weight, unread], dim=1), narrow.bias
     head.rgb_layer = wide
-    entities = lambda: model.field.entities_at(model.field._sample_locations.view(-1, 3))  # noqa: E731
-    head._joined = lambda trunk: torch.cat([trunk, head.branch, entities()], dim=-1)
+
+    def joined(trunk: torch.Tensor) -> torch.Tensor:
+        assert head.branch is not None
+        return torch.cat([trunk, head.branch, model.field.entities_at(model.field._sample_locations.view(-1, 3))], -1)
+
+    head._joined = joined
     torch.manual_seed(5)
     rgb = model(rays())["rgb"]
     assert torch.allclose(rgb, outputs["rgb"], atol=1e-6)
