@@ -232,7 +232,9 @@ class JacobiNeRFModel(NerfactoModel):
                 torch.take_along_dim(part, heaviest.view(*heaviest.shape, *[1] * (part.ndim - 2)), dim=1)
                 for part in (shares, logits[anchors].float(), trace.places[anchors])
             )
-            return jacobian.jacobian(shares, logits, self.field.entities_at(places).float(), "black").flatten(1)
+        activations = self.field.entities_at(places)  # in the precision of the rest of the field
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            return jacobian.jacobian(shares, logits, activations.float(), "black").flatten(1)
 
     def _label_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         traced = self.trace(ray_bundle)

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import nbformat
@@ -167,9 +167,11 @@ def test_sizes_and_labels_that_are_alone(run: jn.Run, notes: jn.Notes, image: st
         np.testing.assert_array_equal(resample(view.ids, size), png(folder / image))
     assert areas == sorted(areas)
     settings = alone.annotations.view.model_copy(update={"propagation": PropagationConfig(connected=False)})
-    loose = run.fit(alone.annotations.model_copy(update={"view": settings}))
-    view, levels = loose.render(image), loose.snapshot.levels(0)
-    np.testing.assert_array_equal(view.mask("wall"), view.response("wall") >= levels.levels[levels.natural])
+    loose = replace(alone, annotations=alone.annotations.model_copy(update={"view": settings}))
+    levels = run.fit(loose).snapshot.levels(0)
+    for grow in (-9, 0, 9):
+        view, threshold = run.fit(loose.grow("wall", grow)).render(image), levels.levels[levels.used(grow)]
+        np.testing.assert_array_equal(view.mask("wall"), view.response("wall") >= threshold)
     assert (run.fit(alone, threshold=0.0).render(image).response("wall") > 0).sum() == (
         run.fit(alone, threshold=0.0).render(image).mask("wall").sum()
     )

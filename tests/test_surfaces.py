@@ -374,6 +374,8 @@ def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it()
     before = found._replace(lies=torch.zeros_like(found.lies))
     told, rest = feature_tables([before], SurfacesConfig(look_share=0.15, lie_share=0.4))[0], 0.15 / 0.6
     assert torch.allclose(told, feature_tables([before], SurfacesConfig(look_share=rest, lie_share=0.0))[0], atol=1e-6)
+    (nothing,) = feature_tables([before], config)
+    assert not nothing.any()
 
 
 def test_cosines_fall_by_a_step_for_each_level_that_parts_two_leaves():

@@ -266,11 +266,12 @@ def _feature_table(surfaces: Surfaces, config: SurfacesConfig, tree: int, trees:
         vectors = torch.from_numpy(rng.normal(size=(int(segment.max()) + 1, config.dimensions)))
         together += F.normalize(vectors.float(), dim=-1)[segment]
     look = F.normalize(_over(_parts(levels), surfaces.looks.cpu(), _sizes(surfaces)), dim=-1)
-    lie = _lie(surfaces)
-    known = 1.0 if lie.any() else 1 - config.lie_share  # a run of before has no lies
     rest = 1 - config.look_share - config.lie_share
-    parts = (rest * trees, together), (config.look_share, look), (config.lie_share, lie)
-    return torch.cat([(share / known) ** 0.5 * F.normalize(part, dim=-1) for share, part in parts], dim=-1)
+    parts = (rest, together), (config.look_share, look), (config.lie_share, _lie(surfaces))
+    # Normalised as a whole: a run of before has no lies.
+    table = F.normalize(torch.cat([share**0.5 * F.normalize(part, dim=-1) for share, part in parts], dim=-1), dim=-1)
+    table[:, : config.dimensions] *= trees**0.5
+    return table
 
 
 def _parts(levels: Int[Tensor, "levels segments"]) -> Int[Tensor, "segments"]:
