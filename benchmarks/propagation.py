@@ -1,6 +1,6 @@
 """From a few labelled pixels to held-out views: ours against every rival, on the same fields, seeds and pixels.
 
-    python benchmarks/propagation.py --data nook=PATH atelier=PATH
+    python benchmarks/propagation.py --data nook PATH atelier PATH
 
 For each recipe (configs/): trains plain and shaped fields that are not there yet, simulates annotators (sparse: one
 click per class in one view, eight draws; dense: that view labelled whole), fits every method and scores the held-out

@@ -125,6 +125,11 @@ class JacobiNeRFModel(NerfactoModel):
                 "shaped-layers entity needs an entity branch, and entity-units is 0: "
                 "add --pipeline.model.entity-units 64, or --pipeline.model.shaped-layers rgb"
             )
+        if layers == "entity" and self.config.num_entity_samples < 1:
+            raise UserError(
+                f"num-entity-samples is {self.config.num_entity_samples}, and an entity branch that is asked nowhere "
+                "learns nothing: expected at least 1 (default 8)"
+            )
         if layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
             raise UserError(
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "

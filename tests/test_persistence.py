@@ -130,7 +130,7 @@ def parts() -> Parts:
     """Six leaves in a row, one point each, a cell apart."""
     points = np.stack([np.arange(6.0), np.zeros(6), np.zeros(6)], axis=1).repeat(SIZES, axis=0)
     leaves = np.arange(6).repeat(SIZES)
-    found = Partition(points, leaves, cut(HEAD, 0.2)[None], 0.1, HEAD, lies=np.zeros((6, 5)))
+    found = Partition(points, leaves, cut(HEAD, 0.2)[None], 0.1, HEAD, facing=np.zeros((6, 3)))
     return Parts(found, np.array([0, 1, 2, 3, 4, 5, -1]))
 
 

@@ -328,24 +328,40 @@ def found_in_the_boxes() -> Surfaces:
         torch.cat([grid.flatten() for grid in numbers]).int(),
         torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
         torch.from_numpy(found.tree.height),
-        torch.from_numpy(found.lies).float(),
+        torch.from_numpy(found.facing).float(),
     )
 
 
-def test_lies_tell_which_way_a_place_faces_and_how_high_it_is():
+def test_lies_tell_which_way_a_segment_faces_from_where_to_where_it_reaches_and_how_large_it_is():
     down = 1 / np.sqrt(2)
-    cloud = surfaces.Cloud(
-        points=np.array([[0.0, 0, 0], [0, 0, 4], [0, 0, 2], [0, 0, 2]]),
-        normals=np.array([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, down, -down]]),
-        colours=np.zeros((4, 3)),
-        looks=np.zeros((4, 1)),
-        cell=1.0,
-    )
-    lies = surfaces.lies(cloud)
-    assert np.allclose(lies[:, : surfaces.FACING], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.5, 0.5]])
-    assert np.allclose(lies[:, surfaces.FACING :], [[1, 0], [0, 1], [down, down], [down, down]])
-    flat = surfaces.lies(cloud._replace(points=np.zeros((4, 3))))
+    normals = np.array([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, down, -down]])
+    assert np.allclose(surfaces.facing(normals), [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.5, 0.5]])
+    # A floor of 3,000 points, a wall of 3,000 from there to the ceiling and a picture of 30 half way up it.
+    heights = [np.zeros(3000), np.linspace(0, 2, 3000), np.linspace(0.9, 1.1, 30)]
+    points = np.stack([np.zeros(6030), np.zeros(6030), np.concatenate(heights)], axis=1)
+    segment = np.repeat([0, 1, 2], [3000, 3000, 30])
+    faces = surfaces.facing(normals[[0, 2, 2]])[segment]
+    shuffled = np.random.default_rng(0).permutation(6030)
+    lies = surfaces.lies(points[shuffled], segment[shuffled], faces[shuffled])
+    assert np.allclose(np.linalg.norm(lies, axis=1), 1)
+    share = np.log(3000 / 30) / np.log(6030 / 30)
+    high = np.quantile(points[:, 2], surfaces.HIGHEST)
+    reaches = [(0, 0, share), (0.1 / high, 1.9 / high, share), (0.91 / high, 1.09 / high, 0)]  # lowest, highest, size
+    for place, faced in enumerate(([1, 0, 0], [0, 0, 1], [0, 0, 1])):
+        told = [surfaces.harmonics(np.array([x]))[0] for x in reaches[place]]
+        assert np.allclose(lies[place], np.concatenate([faced, *told]) / 2, atol=0.02)
+    flat = surfaces.lies(np.zeros((4, 3)), np.zeros(4, dtype=int), np.ones((4, 3)))
     assert np.isfinite(flat).all()
+
+
+def test_harmonics_are_alike_as_far_as_their_numbers_are_near():
+    x = np.linspace(0, 1, 11)
+    alike = surfaces.harmonics(x) @ surfaces.harmonics(x).T
+    assert np.allclose(np.diag(alike), 1)
+    assert np.allclose(alike[0, 4], 0, atol=1e-9)
+    assert (np.diff(alike[0, :6]) < 0).all()
+    assert (alike[0, 5:] < 1e-9).all()
+    assert np.allclose(alike[0, :5], alike[5, 5:10])
 
 
 def test_a_few_places_find_the_same_nearest_points_as_many():
@@ -365,13 +381,13 @@ def test_what_faces_the_same_way_is_alike_and_runs_of_before_say_nothing_of_it()
     table = feature_tables([found], config)[0]
     alike = (table @ table.T).numpy()
     points, leaves = found.points.numpy(), found.leaves.long().numpy()
-    up = found.lies[:, 0].numpy() > 0.9
+    up = found.facing[:, 0].numpy() > 0.9
     high = np.array([points[leaves == leaf][:, 2].mean() > 0.6 for leaf in range(len(up))])
     tops = np.flatnonzero(up & high)
     left, right = tops[points[np.searchsorted(leaves, tops, sorter=leaves.argsort()), 0].argsort()][[0, -1]]
     floor = np.flatnonzero(up & ~high)[0]
     assert alike[left, right] > alike[left, floor]
-    before = found._replace(lies=torch.zeros_like(found.lies))
+    before = found._replace(facing=torch.zeros_like(found.facing))
     told, rest = feature_tables([before], SurfacesConfig(look_share=0.15, lie_share=0.4))[0], 0.15 / 0.6
     assert torch.allclose(told, feature_tables([before], SurfacesConfig(look_share=rest, lie_share=0.0))[0], atol=1e-6)
     (nothing,) = feature_tables([before], config)
@@ -419,7 +435,10 @@ def test_what_was_found_is_read_back_and_what_is_damaged_is_not(tmp_path: Path):
     assert heights_in(state) == found.heights.tolist() != []
     del state["surfaces.merges"], state["surfaces.heights"]  # as before trees were kept
     assert heights_in(state) == []
-    assert not surfaces_in({key: value for key, value in state.items() if key != "surfaces.lies"})[0].lies.any()
+    faced = state.pop("surfaces.facing")
+    assert not surfaces_in(state)[0].facing.any()
+    state["surfaces.lies"] = torch.cat([faced, torch.ones(len(faced), 2)], dim=-1)  # as heights were kept with it
+    assert torch.equal(surfaces_in(state)[0].facing, found.facing)
     del state["surfaces.cell"]
     with pytest.raises(UserError, match="use an earlier checkpoint"):
         surfaces_in(state)

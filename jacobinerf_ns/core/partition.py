@@ -19,10 +19,10 @@ from jacobinerf_ns.core.surfaces import (
     FAR_REACH,
     REACH,
     Cloud,
+    facing,
     footprint,
     fuse,
     image_normals,
-    lies,
     means,
     nearest,
     neighbours,
@@ -82,8 +82,8 @@ class Partition(NamedTuple):
     """Side of the cells that the points are of, in the unit of the scene."""
     tree: MergeTree
     """Of the leaves."""
-    lies: Float[np.ndarray, "segments 5"]
-    """How each leaf lies, on average."""
+    facing: Float[np.ndarray, "segments 3"]
+    """Which way each leaf faces, on average."""
 
 
 def partitions(
@@ -136,7 +136,9 @@ def partition(
     grids = [_leaves_of(view, points, leaves, cloud.cell) for view in corrected]
     tree = _tree(cloud, leaves, outlines(corrected, grids, cloud.cell), config)
     levels = np.stack([cut(tree, height) for height in config.levels])
-    return Partition(points, leaves, levels, cloud.cell, tree, means(lies(cloud), leaves, levels.shape[1])), grids
+    return Partition(
+        points, leaves, levels, cloud.cell, tree, means(facing(cloud.normals), leaves, levels.shape[1])
+    ), grids
 
 
 def _cloud(views: Sequence[SeenView], cell: float) -> Cloud:

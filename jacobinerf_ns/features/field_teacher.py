@@ -13,7 +13,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor, nn
 
-from jacobinerf_ns.core.surfaces import LIES
+from jacobinerf_ns.core.surfaces import FACING
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame
 from jacobinerf_ns.features.cache import default_cache_dir
@@ -35,6 +35,8 @@ from jacobinerf_ns.files.digests import digest, digest_of_file, digest_of_text, 
 
 STATE_PREFIX = "surfaces."
 """Of what is found, in checkpoints."""
+_LIES = "lies"
+"""What runs of before call `facing`, with two numbers more."""
 _SUFFIX = ".safetensors"
 
 
@@ -77,7 +79,7 @@ def _named(found: Sequence[Surfaces]) -> dict[str, Tensor]:
 
 
 def _unnamed(kept: Mapping[str, Tensor]) -> tuple[Surfaces, ...]:
-    """Return what the names say, with a tree in which nothing merges and no lies where these were not kept yet."""
+    """Return what the names say. Where it was not kept yet nothing merges in a tree, and nothing faces anywhere."""
     trees: dict[int, dict[str, Tensor]] = {}
     for key, tensor in kept.items():
         name, _, tree = key.partition("_")
@@ -85,10 +87,10 @@ def _unnamed(kept: Mapping[str, Tensor]) -> tuple[Surfaces, ...]:
     return tuple(Surfaces(**_with_all(trees[tree])) for tree in range(len(trees)))
 
 
-def _with_all(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_all(kept: dict[str, Tensor]) -> dict[str, Tensor]:
     missing = {"merges": torch.zeros(0, 2, dtype=torch.int32), "heights": torch.zeros(0)}
-    missing["lies"] = torch.zeros(kept["levels"].shape[1], LIES)
-    return {**missing, **kept}
+    lies = kept.pop(_LIES, torch.zeros(kept["levels"].shape[1], FACING))
+    return {**missing, "facing": lies[:, :FACING], **kept}
 
 
 @dataclass

@@ -7,14 +7,13 @@ A pixel's feature tells which segments it is in, in many segmentations from part
 they lie:
     f = [√(1 − s − t) e, √s h, √t l],   e ∝ e_1 + … + e_L
 with a random unit vector e_l for each segment of segmentation l, the unit mean h of handcrafted features over a part,
-and of a segment of middle size l = [which way it faces, how high it is, how large] / √3, a unit vector each. Random
-vectors are nearly at right angles: the cosine of e for two pixels is the share of segmentations that have them in one
-segment, 1 within a part, less from part to whole. What e tells nothing of, like the walls that nobody clicked, is told
-by how it looks and lies. The scene is taken apart several times (`core.partition.partitions`); f is the mean of all,
-with e lengthened so that the shares stay what they are.
+and a unit vector l of how a segment between part and whole lies: which way it faces, how low and how high it reaches
+and how large it is (`core.surfaces`). Random vectors are nearly at right angles: the cosine of e for two pixels is the
+share of segmentations that have them in one segment, 1 within a part, less from part to whole. What e tells nothing of,
+like the walls that nobody clicked, is told by how it looks and lies. The scene is taken apart several times
+(`core.partition.partitions`); f is the mean of all, with e lengthened so that the shares stay what they are.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
@@ -30,20 +29,20 @@ from torch import Tensor
 from jacobinerf_ns.core.agreement import SeenView
 from jacobinerf_ns.core.partition import Partition, PartitionConfig, leaves_of, partitions
 from jacobinerf_ns.core.segments import MergeTree
-from jacobinerf_ns.core.surfaces import FACING
+from jacobinerf_ns.core.surfaces import lies
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.features.base import Frame, fingerprint_of, load_rgb, sample
 from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 6  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 7  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
 """Level over whose segments looks and other teachers' features are pooled: parts, since a whole may be two things."""
-SMALLEST = 30.0
-"""Points from which on the size of a segment says something."""
+LYING_LEVEL = 2
+"""Level over whose segments it is told how they lie: between parts and wholes."""
 OPAQUE = 0.5
 """Opacity from which on a ray meets a surface."""
 
@@ -66,8 +65,9 @@ class SurfacesConfig(PartitionConfig):
     look_share: float = 0.05
     """Share (0..1) of how segments look in the cosine of two pixels."""
     lie_share: float = 0.6
-    """Share (0..1) of which way segments face (up, down, aside), how high they are and how large; up is the third axis
-    of the capture, as nerfstudio turns it. What looks and lies leave is which segments two pixels are in."""
+    """Share (0..1) of which way segments face (up, down, aside), how low and how high they reach and how large they
+    are; up is the third axis of the capture, as nerfstudio turns it. What looks and lies leave is which segments two
+    pixels are in."""
     seed: int = 0
     """Seed of the random vectors."""
 
@@ -138,8 +138,8 @@ class Surfaces(NamedTuple):
     """Which leaves merge, in order; none in runs of before this was kept."""
     heights: Float[Tensor, "merges"]
     """At which heights they do."""
-    lies: Float[Tensor, "segments 5"]
-    """How each leaf lies (`core.surfaces`); zero in runs of before this was kept."""
+    facing: Float[Tensor, "segments 3"]
+    """Which way each leaf faces (`core.surfaces`); zero in runs of before this was kept."""
 
     @property
     def partition(self) -> Partition:
@@ -147,8 +147,8 @@ class Surfaces(NamedTuple):
         points, leaves, levels = (part.cpu().numpy() for part in (self.points, self.leaves, self.levels))
         first, second = self.merges.cpu().long().numpy().T
         tree = MergeTree(levels.shape[1], first, second, self.heights.cpu().double().numpy())
-        lies = self.lies.cpu().double().numpy()
-        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell), tree, lies)
+        facing = self.facing.cpu().double().numpy()
+        return Partition(points, leaves.astype(np.int64), levels.astype(np.int64), float(self.cell), tree, facing)
 
     @property
     def grids(self) -> NumberedRows:
@@ -227,7 +227,7 @@ def _described(found: Partition, numbers: NumberedRows, features: Sequence[Float
         numbers=torch.cat([grid.flatten() for grid in numbers]).to(small),
         merges=torch.from_numpy(np.stack([found.tree.first, found.tree.second], axis=1)).int(),
         heights=torch.from_numpy(found.tree.height).float(),
-        lies=torch.from_numpy(found.lies).float(),
+        facing=torch.from_numpy(found.facing).float(),
     )
 
 
@@ -278,19 +278,12 @@ def _parts(levels: Int[Tensor, "levels segments"]) -> Int[Tensor, "segments"]:
     return levels[min(POOLED_LEVEL, len(levels) - 1)]
 
 
-def _lie(surfaces: Surfaces) -> Float[Tensor, "segments 7"]:
-    """Return how the segment of middle size that each leaf is in lies, and how large it is: three unit vectors."""
-    levels = surfaces.levels.cpu().long()
-    segment, lies = levels[len(levels) // 2], surfaces.lies.cpu()
-    if not lies.any():
-        return lies.new_zeros(len(lies), lies.shape[1] + 2)
-    points = torch.bincount(surfaces.leaves.cpu().long(), minlength=len(segment)).float()
-    own = points.new_zeros(int(segment.max()) + 1).index_add_(0, segment, points)[segment]
-    share = torch.log(own.clamp_min(SMALLEST) / SMALLEST) / torch.log((points.sum() / SMALLEST).clamp_min(math.e))
-    size = torch.stack([torch.cos(share * math.pi / 2), torch.sin(share * math.pi / 2)], dim=-1)
-    mean = _over(segment, lies, points)
-    units = [F.normalize(part, dim=-1) for part in (mean[:, :FACING], mean[:, FACING:], size)]
-    return torch.cat(units, dim=-1)
+def _lie(surfaces: Surfaces) -> Float[Tensor, "segments dims"]:
+    """Return how the segment that each leaf is in lies; zero where it is not known which way leaves face."""
+    found = surfaces.partition
+    segment = found.levels[min(LYING_LEVEL, len(found.levels) - 1)]
+    told = lies(found.points, segment[found.leaves], found.facing[found.leaves])[segment]
+    return torch.from_numpy(told).float() * bool(found.facing.any())
 
 
 def pooled_tables(found: Sequence[Surfaces], teacher: PixelFeatures) -> list[Float[Tensor, "segments dim"]]:
