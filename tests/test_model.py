@@ -215,7 +215,7 @@ def test_shaping_a_branch_that_is_not_there_is_refused_with_advice():
     with pytest.raises(UserError, match="entity-units"):
         make_model(entity_units=0, shaped_layers="entity")
     with pytest.raises(UserError, match="num-entity-samples"):
-        make_model(num_entity_samples=0)
+        make_model(num_entity_samples=0, entity_units=8, shaped_layers="entity")
 
 
 def test_the_contraction_is_nerfstudios():
