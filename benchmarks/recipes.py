@@ -60,7 +60,8 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the training; the teacher's own noise stays the same."""
     variants: tuple[Variant, ...] = ("plain", "shaped")
-    """What to train; plain is the method as nerfacto has it: without shaping and without an entity branch."""
+    """What to train; plain is the method as nerfacto has it: without shaping, without branches, and with nerfacto's own
+    background. With ours such a field, which has no coarse branch, may end as fog before every camera."""
     steps: int | None = None
     """Training steps (none: the method's)."""
     downscale_factor: int | None = None
@@ -105,10 +106,10 @@ class Recipe:
         shaping = typed_options(type(model.shaping), self.shaping, f"{where}, shaping")
         plain = variant == "plain"
         off = {"mig_loss_mult": 0.0, "norm_loss_mult": 0.0} if plain else {}
-        stock: dict[str, Any] = {"entity_units": 0, "shaped_layers": "rgb"} if plain else {}
+        stock: dict[str, Any] = {"entity_units": 0, "shaped_layers": "rgb", "background_color": "last_sample"}
         config.pipeline.model = replace(
             model,
-            **{**typed_options(type(model), self.model, f"{where}, model"), **stock},
+            **{**typed_options(type(model), self.model, f"{where}, model"), **(stock if plain else {})},
             shaping=replace(model.shaping, **{**shaping, **off}),
         )
         return config
