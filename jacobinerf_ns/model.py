@@ -39,7 +39,7 @@ from jacobinerf_ns.shaping import ShapingConfig
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 NOT_YET = -1
-CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 512, 1024
+CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 384, 1024
 """Anchors where `num_shaping_rays` is left to us, without a GPU and with one: pairs stay below a tenth of a step."""
 GRID_BYTES = 360
 """Memory of looking up a sample in one level of a hash grid, in plain torch. A ray took, as resident memory on the CPU,
@@ -63,7 +63,7 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: at most 1024
-    on a GPU, 512 on a CPU (paper: 64). Of each process, where several train together."""
+    on a GPU, 384 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
     entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
