@@ -136,9 +136,8 @@ def partition(
     grids = [_leaves_of(view, points, leaves, cloud.cell) for view in corrected]
     tree = _tree(cloud, leaves, outlines(corrected, grids, cloud.cell), config)
     levels = np.stack([cut(tree, height) for height in config.levels])
-    return Partition(
-        points, leaves, levels, cloud.cell, tree, means(facing(cloud.normals), leaves, levels.shape[1])
-    ), grids
+    faces = means(facing(cloud.normals), leaves, levels.shape[1])
+    return Partition(points, leaves, levels, cloud.cell, tree, faces), grids
 
 
 def _cloud(views: Sequence[SeenView], cell: float) -> Cloud:
