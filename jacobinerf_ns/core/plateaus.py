@@ -55,7 +55,7 @@ LARGE, KNOWN, NEAR, LIKELY = 0.5, 1.0, 10.0, 0.5
 is background; how well the field knows it, times log of the overlap with its best level; how far that is from
 `OF_THINGS`. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
 `atelier` and the fox; 1 to 2, 5 to 20, and 0.4 to 0.6 select about the same."""
-OF_THINGS = 0.63
+OF_THINGS = 0.7
 """Level at which a field that knows a thing selects it, as a rule."""
 AMONG_THINGS, PULL_THERE = 0.81, 200.0
 """The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
