@@ -44,6 +44,8 @@ PARSERS = {
     "replica-data": ReplicaDataParserConfig,
     "scannet-labels": ScanNetLabelsParserConfig,
 }
+STOCK = {"entity_units": 0, "shaped_layers": "rgb", "background_color": "last_sample"}
+"""What the model of a plain run has of nerfacto, whatever the method says."""
 METHODS = {str(method.config.method_name): method.config for method in (jacobinerf, jacobinerf_lite, jacobinerf_paper)}
 
 
@@ -106,10 +108,9 @@ class Recipe:
         shaping = typed_options(type(model.shaping), self.shaping, f"{where}, shaping")
         plain = variant == "plain"
         off = {"mig_loss_mult": 0.0, "norm_loss_mult": 0.0} if plain else {}
-        stock: dict[str, Any] = {"entity_units": 0, "shaped_layers": "rgb", "background_color": "last_sample"}
         config.pipeline.model = replace(
             model,
-            **{**typed_options(type(model), self.model, f"{where}, model"), **(stock if plain else {})},
+            **{**typed_options(type(model), self.model, f"{where}, model"), **(STOCK if plain else {})},
             shaping=replace(model.shaping, **{**shaping, **off}),
         )
         return config

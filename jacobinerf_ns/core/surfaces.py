@@ -46,7 +46,7 @@ NORM_EPS = 1e-12
 FEW = 32
 """Places that are compared with all points one by one."""
 LOWEST, HIGHEST = 0.01, 0.99
-"""Shares of the points between whose heights h runs from 0 to 1: a few float below the floor."""
+"""Shares of the points between whose heights a and b run from 0 to 1: a few float below the floor."""
 BOTTOM, TOP = 0.05, 0.95
 """Shares of a segment's points between whose heights it reaches."""
 HARMONICS = 4
