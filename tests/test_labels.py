@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,17 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils.eval_utils import eval_setup
 from scipy.spatial import KDTree
 from tiny import start, tiny_capture, tiny_config
+from torch import Tensor
 
 from jacobinerf_ns.annotations import changes as changes
 from jacobinerf_ns.annotations.rays import world_click
 from jacobinerf_ns.annotations.schema import Annotations, Box, Click, Edit, Label, Seed, SpaceClick, ViewSettings
 from jacobinerf_ns.annotations.store import AnnotationStore, read_annotations, write_annotations
+from jacobinerf_ns.core.jacobian import NORM_EPS
+from jacobinerf_ns.core.partition import Partition, leaves_at
 from jacobinerf_ns.core.plateaus import find_plateaus
 from jacobinerf_ns.core.propagation import JNERF_PLUS, PAPER_PROPAGATION, PropagationConfig, Prototypes
+from jacobinerf_ns.core.segments import MergeTree
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.labels.keeper import POOL_RAYS
 from jacobinerf_ns.labels.responses import answers, prototype_responses, responses
@@ -440,6 +445,41 @@ def test_one_label_alone_is_not_refined_away(pipeline):
     assert not torch.equal(
         show(pipeline, two_clicks(pipeline), refine=JNERF_PLUS.refine).prototypes.vectors, both.vectors
     )
+
+
+def halved(points: Tensor, one: Tensor, other: Tensor) -> Partition:
+    """A scene of two segments: what is nearer to one point, and what is nearer to the other."""
+    leaves = ((points - other).norm(dim=-1) < (points - one).norm(dim=-1)).long().numpy()
+    none = np.zeros(0, dtype=np.int64)
+    tree = MergeTree(2, none, none, np.zeros(0))
+    return Partition(points.numpy(), leaves, np.array([[0, 1]]), 1.0, tree, np.zeros((2, 3)))
+
+
+def test_where_segments_are_known_clicks_and_surfaces_say_what_their_segments_do(pipeline, monkeypatch):
+    maker = pipeline.label_maker()
+    with torch.no_grad():
+        surface = maker._surface()
+    points = torch.from_numpy(surface.tree.data).float()
+    plain = show(pipeline, two_clicks(pipeline))
+    scene = halved(points, *(torch.tensor(mark.point) for mark in plain.marks))
+    parted = pipeline.label_maker()
+    parted._partitions = lambda: [scene]
+    monkeypatch.setattr(pipeline, "label_maker", lambda: parted)
+    snapshot = show(pipeline, two_clicks(pipeline), refine=10, smooth=1.0)
+    inside = torch.from_numpy(leaves_at(points.double().numpy(), scene)) == 0
+    unit = F.normalize(surface.vectors, dim=-1, eps=NORM_EPS)
+    means = torch.stack([unit[side].mean(0) for side in (inside, ~inside)])
+    cosines = F.cosine_similarity(snapshot.prototypes.vectors, means, dim=-1)
+    torch.testing.assert_close(cosines, torch.ones(2))
+    assert not torch.allclose(F.cosine_similarity(plain.prototypes.vectors, means, dim=-1), torch.ones(2))
+    assert snapshot.pool is not None
+    meets = surface.vectors.norm(dim=-1) > 0.99  # what meets nothing answers to nothing
+    for answered, side in zip(snapshot.pool.responses.T, (meets & inside, meets & ~inside), strict=True):
+        torch.testing.assert_close(answered[side], torch.ones(int(side.sum())), atol=1e-5, rtol=0)
+    # What somebody tells apart within a segment is not one.
+    torn = show(pipeline, [click(pipeline, 7, (3, 4)), click(pipeline, 300, (4, 4))], refine=10, smooth=1.0)
+    apart = show(pipeline, [click(pipeline, 7, (3, 4)), click(pipeline, 300, (4, 4))])
+    torch.testing.assert_close(torn.prototypes.vectors, apart.prototypes.vectors)
 
 
 def test_every_label_has_its_own_levels_and_a_size_among_them(pipeline):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from jacobinerf_ns.core import refinement
 from jacobinerf_ns.core.jacobian import cosine_response
+from jacobinerf_ns.core.partition import UNKNOWN
 from jacobinerf_ns.core.propagation import (
     PAPER_CLIP,
     PAPER_PROPAGATION,
@@ -287,6 +288,27 @@ def test_centres_fit_labels_of_one_kind_and_not_those_of_many():
     motley = seeds([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.6, 0.2]], [0, 0, 0, 1])
     centres = select_prototypes(motley, PropagationConfig(prototypes="mean"))
     assert centres_fit(centres, motley) == pytest.approx(1 / 3)
+
+
+def test_a_place_says_what_its_segments_do_in_every_tree():
+    vectors = torch.tensor([[2.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 1.0]])
+    segments = torch.tensor([[0, 1], [0, UNKNOWN], [1, 0]])
+    own = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 3.0], [0.0, 2.0, 0.0]])
+    within = torch.tensor([[0, UNKNOWN], [UNKNOWN, 2], [1, 1]])  # nobody has seen segment 2 of the second tree
+    found = refinement.over_segments(own, within, vectors, segments)
+    half, quarter = 0.5**0.5, torch.tensor([0.5, 0.5, 0.5**0.5])
+    assert torch.allclose(found[0], 3.0 * F.normalize(quarter, dim=0))  # mean of (1, 1, 0) / √2 and its own (0, 0, 1)
+    assert torch.equal(found[1], own[1])
+    assert torch.allclose(found[2], 2.0 * torch.tensor([half, 0.0, half]))
+    assert not refinement.over_segments(own[:0], within[:0], vectors, segments).numel()
+
+
+def test_what_seeds_tell_apart_is_no_segment():
+    pixels = torch.tensor([[0, 0], [1, 0], [2, 1], [UNKNOWN, 1]])
+    seeds_in, kinds = torch.tensor([[0, 0], [0, 0], [1, 1], [1, UNKNOWN], [UNKNOWN, 1]]), torch.tensor([3, 1, 3, 3, 3])
+    expected = torch.tensor([[UNKNOWN, UNKNOWN], [1, UNKNOWN], [2, 1], [UNKNOWN, 1]])
+    assert torch.equal(refinement.uncontested(pixels, seeds_in, kinds), expected)
+    assert pixels[0].tolist() == [0, 0]
 
 
 def test_a_pixel_is_smoothed_with_neighbours_of_its_own_kind():

@@ -1,15 +1,14 @@
 """What views cost: a chunk of rays, an edited mask, kept views and moving previews are bounded by settings."""
 
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from allocated import peak_bytes
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
-from resident import peak_bytes
 from test_editing import look
 from torch import Tensor
 
@@ -27,8 +26,6 @@ MIB = 1 << 20
 SOMEWHERE = torch.device("meta")
 """A device that is no CPU, whose memory the tests name."""
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
 
 def some_rays(count: int) -> RayBundle:
     directions = torch.nn.functional.normalize(
@@ -44,7 +41,6 @@ def some_rays(count: int) -> RayBundle:
     )
 
 
-@on_linux
 @pytest.mark.parametrize("config", [FULL_MODEL, LITE_MODEL], ids=["full size", "lite"])
 def test_a_chunk_takes_no_more_than_is_reckoned_with(config: JacobiNeRFModelConfig):
     config = replace(config, implementation="torch", log2_hashmap_size=12, entity_log2_hashmap_size=12)
@@ -53,10 +49,9 @@ def test_a_chunk_takes_no_more_than_is_reckoned_with(config: JacobiNeRFModelConf
     model.step = 0
     rays = some_rays(160)
     with torch.no_grad():
-        model.trace(rays[:8])
-        # Threads of other tests, as of a viewer, may take some meanwhile: never less.
-        taken = min(peak_bytes(lambda: Piece(model.trace(rays)).light()) for _ in range(3)) / len(rays)
-    assert model.bytes_per_ray / 4 < taken < model.bytes_per_ray
+        taken = peak_bytes(lambda: Piece(model.trace(rays)).light()) / len(rays)
+    # What operators take and give back by themselves is not counted.
+    assert model.bytes_per_ray / 5 < taken < model.bytes_per_ray
     assert model.rays_at_once == config.eval_num_rays_per_chunk
 
 
@@ -99,15 +94,12 @@ def edited(rays: RayBundle, snapshot: LabelSnapshot) -> Tensor:
     return edits.edited_colour(look, rays, look(rays), snapshot)
 
 
-@on_linux
 def test_an_edited_mask_takes_no_more_than_its_setting(monkeypatch: pytest.MonkeyPatch):
     rays, snapshot = some_rays(512), masked(512)
     monkeypatch.setattr(edits, "BLOCK_BYTES", 2 * MIB, raising=False)
-    edited(rays, masked(2))
     without = peak_bytes(lambda: edited(rays, masked(2)))
-    # The least of three: what an allocator keeps of the tests before may add to any of them.
-    peak = min(peak_bytes(lambda: edited(rays, snapshot)) for _ in range(3))
-    assert peak < without + 16 * edits.BLOCK_BYTES
+    peak = peak_bytes(lambda: edited(rays, snapshot))
+    assert edits.BLOCK_BYTES < peak - without < 16 * edits.BLOCK_BYTES
 
 
 @pytest.mark.parametrize("per_block", [1, 3, 64])

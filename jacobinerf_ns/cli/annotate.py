@@ -98,7 +98,7 @@ class Annotate:
     refine: int | None = None
     """Rounds in which what stands for a label is refined on the scene (J-NeRF+: 10, together with `--smooth`)."""
     smooth: float | None = None
-    """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.3)."""
+    """Share (0..1) of a response to take from the surface around a pixel (J-NeRF+: 0.8)."""
     teacher: Speaker = field(default_factory=OwnTeacher)
     """What understands `--text`."""
 

@@ -57,10 +57,12 @@ class PropagationConfig:
     has on average: one click per label is plain nearest prototype."""
     refine: int = 0
     """Rounds in which prototypes move to the mean of the scene's pixels that are nearest to them (J-NeRF+); 0: none.
-    A mask's own pixels stay; they vote together with the refined mean of its label."""
+    A mask's own pixels stay; they vote together with the refined mean of its label. Where the scene's segments are
+    known (teacher `surfaces`), prototypes of clicks move to the mean of theirs instead, at once."""
     smooth: float = 0.0
     """Share (0..1) of a pixel's response to take from the nearest surface points of all training views, each weighing
-    by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. For cosines."""
+    by how much it resembles the pixel: a clean-up in 3D (J-NeRF+); 0: none. Where the scene's segments are known, each
+    point says what its segments do. For cosines."""
     threshold: float | Literal["own"] = "own"
     """Response (0..1) from which on a pixel belongs to a label's selection; `own`: each label's natural one, found in
     the scene (`plateaus.py`)."""
@@ -77,8 +79,9 @@ class PropagationConfig:
 
 PAPER_PROPAGATION = PropagationConfig(prototypes="mean", response="raw", exact=True, decision="paper")
 """The released code: mean gradient of a label's clicks, exact perturbation, clipping, blur and absence rule."""
-JNERF_PLUS = PropagationConfig(refine=10, smooth=0.3)
-"""Ours at its best: prototypes refined by the scene, responses smoothed over its surfaces."""
+JNERF_PLUS = PropagationConfig(refine=10, smooth=0.8)
+"""Ours at its best: prototypes refined by the scene, responses smoothed over its surfaces. Shares of 0.6 to 1 give
+about the same."""
 
 
 CENTRES_SHARE = 0.5

@@ -1,17 +1,19 @@
 """J-NeRF+: what the whole scene says about a few seeds.
 
 Letters of `propagation.py`. Everything here is without labels but for the seeds: prototypes move to what resonates with
-them, and vectors are averaged over the surface that several views see.
+them, and vectors are averaged over the surface that several views see, or over the segments that the scene is known to
+come apart into, in each of several trees.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.core.jacobian import NORM_EPS, cosine_response
+from jacobinerf_ns.core.partition import UNKNOWN
 from jacobinerf_ns.core.propagation import Prototypes
 
 LEADS = (0.03, 0.07, 0.1, 0.15, 0.2)
@@ -98,3 +100,53 @@ def grow(
     alike = (near @ unit[..., None])[..., 0] >= least
     mean = F.normalize(unit + (near * alike[..., None]).sum(1), dim=-1, eps=NORM_EPS)
     return mean * seed.norm(dim=-1, keepdim=True)
+
+
+def over_segments(
+    own: Float[Tensor, "places dims"],
+    within: Int[Tensor, "places trees"],
+    vectors: Float[Tensor, "pixels dims"],
+    segments: Int[Tensor, "pixels trees"],
+) -> Float[Tensor, "places dims"]:
+    """Return each place's direction as its segments have it: the mean over trees of the mean direction of the segment.
+
+    A segment is a part of one thing, and what differs within it is noise: of places that look flat or dark, mostly. A
+    tree that knows nothing of a place, or has none of the pixels there, says what the place itself does.
+
+    Args:
+        own: Jacobians of the places.
+        within: segment of each place in each tree, or `UNKNOWN`.
+        vectors: Jacobians of pixels from all over the scene.
+        segments: theirs, likewise.
+    """
+    norms = own.norm(dim=-1, keepdim=True)
+    unit, others = F.normalize(own, dim=-1, eps=NORM_EPS), F.normalize(vectors, dim=-1, eps=NORM_EPS)
+    total = torch.zeros_like(unit)
+    for here, there in zip(within.unbind(-1), segments.unbind(-1), strict=True):
+        count = int(torch.cat([here, there]).max()) + 1 if len(here) + len(there) else 0
+        known = there != UNKNOWN
+        sums = others.new_zeros(max(count, 1), others.shape[1]).index_add_(0, there[known], others[known])
+        mean = F.normalize(sums, dim=-1, eps=NORM_EPS)[here.clamp(min=0)]
+        told = (here != UNKNOWN) & (mean.norm(dim=-1) > 0)
+        total += torch.where(told[:, None], mean, unit)
+    return F.normalize(total, dim=-1, eps=NORM_EPS) * norms
+
+
+def uncontested(
+    segments: Int[Tensor, "pixels trees"], within: Int[Tensor, "seeds trees"], kinds: Int[Tensor, "seeds"]
+) -> Int[Tensor, "pixels trees"]:
+    """Return the segments of pixels, `UNKNOWN` in the place of those that hold seeds of several kinds.
+
+    Seeds outrank segments: what somebody tells apart within one is not one.
+
+    Args:
+        segments: of the pixels, in each tree.
+        within: of the seeds, likewise.
+        kinds: which seeds say the same: their labels, and whether they speak for them.
+    """
+    found = segments.clone()
+    for tree, here in enumerate(within.unbind(-1)):
+        pairs = torch.stack([here, kinds], dim=-1)[here != UNKNOWN].unique(dim=0)
+        several, count = pairs[:, 0].unique(return_counts=True)
+        found[:, tree] = torch.where(torch.isin(segments[:, tree], several[count > 1]), UNKNOWN, segments[:, tree])
+    return found

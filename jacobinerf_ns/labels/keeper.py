@@ -31,12 +31,18 @@ from jacobinerf_ns.core.propagation import (
     label_responses,
     select_prototypes,
 )
-from jacobinerf_ns.core.refinement import clearest_refinement, grow, refine_prototypes
+from jacobinerf_ns.core.refinement import (
+    clearest_refinement,
+    grow,
+    over_segments,
+    refine_prototypes,
+    uncontested,
+)
 from jacobinerf_ns.errors import UserError, one_line_exit
 from jacobinerf_ns.labels.responses import needs_samples, prototype_responses, responses
 from jacobinerf_ns.labels.seed_cache import SeedTrace, SeedTraces
 from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot, Mark, Relevancy, SurfacePool
-from jacobinerf_ns.labels.things import Parts, things_meant
+from jacobinerf_ns.labels.things import Parts, segments_at, things_meant
 from jacobinerf_ns.labels.tracer import Tracer, chunks, in_eval_mode, trace_all
 from jacobinerf_ns.labels.traces import Piece, nearest_points
 
@@ -71,6 +77,13 @@ class _Surface(NamedTuple):
     """Which of these are near each other."""
     parted: list[Parts]
     """Where these are in the scene taken apart, as often as it was."""
+
+
+class _Segments(NamedTuple):
+    """Where seeds and the scene's pixels are in the scene taken apart, but for what seeds tell apart."""
+
+    seeds: Int[Tensor, "seeds trees"]
+    pixels: Int[Tensor, "pixels trees"]
 
 
 class LabelKeeper:
@@ -202,11 +215,13 @@ class LabelMaker:
             hits = [trace.hit if needs_surface else torch.ones_like(trace.hit) for trace in traces]
             seeds = _seeds(annotations, traces, hits, self._tracer.device)
             prototypes = select_prototypes(seeds, config)
+            gathers = config.refine > 0 or (config.smooth > 0 and config.response == "cosine")
+            segments = self._segments(seeds, traces, hits) if gathers and len(seeds.vectors) else None
             centres = None
             # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
             if config.refine > 0 and len(seeds.labels[seeds.positive].unique()) > 1:
                 if len(seeds.vectors) <= FEW_SEEDS:
-                    prototypes = self._refined(annotations, seeds, hits, config)
+                    prototypes = self._refined(annotations, seeds, hits, segments, config)
                 elif config.response == "cosine" and config.prototypes == "all":
                     means = select_prototypes(seeds, replace(config, prototypes="mean"))
                     refined = refine_prototypes(means, self._surface().vectors, config.refine)
@@ -216,7 +231,7 @@ class LabelMaker:
                 rows = [self._rows(trace, hit, prototypes, config) for trace, hit in zip(traces, hits, strict=True)]
                 scale = _own_responses(torch.cat(rows), seeds, prototypes, count)
             smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
-            pool = self._smoothing(prototypes, centres, config, count) if smooths else None
+            pool = self._smoothing(prototypes, centres, segments, config, count) if smooths else None
             marks = _marks(annotations, traces)
             snapshot = LabelSnapshot(annotations.labels, prototypes, config, centres, scale, pool, marks=marks)
             return snapshot if config.decision == "paper" else self._over_scene(snapshot, traces, hits)
@@ -240,10 +255,28 @@ class LabelMaker:
         levels = [find_plateaus(column, meant) for column, meant in zip(found.unbind(-1), things, strict=True)]
         return replace(snapshot, connection=connection, plateaus=tuple(levels))
 
+    def _segments(self, seeds: Seeds, traces: Sequence[SeedTrace], hits: Sequence[Tensor]) -> _Segments | None:
+        """Where the scene was taken apart, what is in one segment; None where it was not."""
+        surface = self._surface()
+        if not surface.parted:
+            return None
+        points = torch.cat([trace.points[hit] for trace, hit in zip(traces, hits, strict=True)])
+        within, kinds = segments_at(points, surface.parted), (2 * seeds.labels + seeds.positive).cpu()
+        pixels = torch.from_numpy(np.stack([parts.leaves for parts in surface.parted], axis=-1))
+        return _Segments(*(uncontested(some, within, kinds).to(self._tracer.device) for some in (within, pixels)))
+
     def _refined(
-        self, annotations: Annotations, seeds: Seeds, hits: Sequence[Tensor], config: PropagationConfig
+        self,
+        annotations: Annotations,
+        seeds: Seeds,
+        hits: Sequence[Tensor],
+        segments: _Segments | None,
+        config: PropagationConfig,
     ) -> Prototypes:
-        """Prototypes of a few seeds, moved to what of the scene is clearly nearest to them."""
+        """Prototypes of a few seeds, moved to their segments, or to what of the scene is clearly nearest to them."""
+        if segments is not None:
+            moved = over_segments(seeds.vectors, segments.seeds, self._surface().vectors, segments.pixels)
+            return select_prototypes(seeds._replace(vectors=moved), config)
         around = [a[hit] for a, hit in zip(self._traces.around(annotations.seeds), hits, strict=True)]
         grown = seeds._replace(vectors=grow(seeds.vectors, torch.cat(around)))
         starts = [select_prototypes(start, config) for start in (grown, seeds)]
@@ -275,13 +308,21 @@ class LabelMaker:
         return self._surface_pixels
 
     def _smoothing(
-        self, prototypes: Prototypes, centres: Prototypes | None, config: PropagationConfig, count: int
+        self,
+        prototypes: Prototypes,
+        centres: Prototypes | None,
+        segments: _Segments | None,
+        config: PropagationConfig,
+        count: int,
     ) -> SurfacePool:
         surface = self._surface()
-        similarity = cosine_response(surface.vectors, prototypes.vectors)
+        vectors = surface.vectors
+        if segments is not None:
+            vectors = over_segments(vectors, segments.pixels, vectors, segments.pixels)
+        similarity = cosine_response(vectors, prototypes.vectors)
         leaning = None
         if centres is not None:
-            leaning = centre_shares(cosine_response(surface.vectors, centres.vectors), centres, count)
+            leaning = centre_shares(cosine_response(vectors, centres.vectors), centres, count)
         found = label_responses(similarity, prototypes, count, config.neighbours, config.temperature, leaning)
         return SurfacePool(surface.tree, surface.vectors, found)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacobinerf_ns.core.partition import UNKNOWN, Partition, leaves_at
@@ -21,6 +22,12 @@ class Parts(NamedTuple):
 
     partition: Partition
     leaves: Int[np.ndarray, "pixels"]
+
+
+def segments_at(points: Float[Tensor, "places 3"], parted: Sequence[Parts]) -> Int[Tensor, "places trees"]:
+    """Return the leaf at each of some points in the scene, as often as it was taken apart; `UNKNOWN` at no surface."""
+    places = points.detach().nan_to_num(0.0, 0.0, 0.0).double().cpu().numpy()
+    return torch.from_numpy(np.stack([leaves_at(places, parts.partition) for parts in parted], axis=-1))
 
 
 def things_meant(snapshot: LabelSnapshot, hits: Sequence[Tensor], parted: Sequence[Parts]) -> list[list[Thing]]:

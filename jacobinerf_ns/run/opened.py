@@ -102,7 +102,7 @@ class Run:
         Args:
             notes: from `annotations`; or the content of an annotation file whose masks lie beside the run's own.
             refine: rounds in which what stands for a label is refined on the scene (J-NeRF+: 10).
-            smooth: share (0..1) of a pixel's response that comes from the nearest surfaces (J-NeRF+: 0.3).
+            smooth: share (0..1) of a pixel's response that comes from the nearest surfaces (J-NeRF+: 0.8).
             space: responses are taken on rendered pixels (`2d`) or per sample in space (`3d`).
             void_below: pixels of less confidence (0..1) get no label.
             threshold: response (0..1) that labels are measured against, or each label's `own`.
