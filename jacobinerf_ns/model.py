@@ -39,7 +39,7 @@ from jacobinerf_ns.shaping import ShapingConfig
 EMPTY_BATCHES = 8
 """Batches without a selected ray after which an export is refused; nerfstudio's point sampler would look for ever."""
 NOT_YET = -1
-CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 384, 1024
+CPU_SHAPING_RAYS, GPU_SHAPING_RAYS = 320, 1024
 """Anchors where `num_shaping_rays` is left to us, without a GPU and with one: pairs stay below a tenth of a step."""
 GRID_BYTES = 360
 """Memory of looking up a sample in one level of a hash grid, in plain torch. A ray took, as resident memory on the CPU,
@@ -63,11 +63,11 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     steps and lasts 10,000)."""
     num_shaping_rays: int | None = None
     """Rays of the batch that are anchors (all pairs are compared); 0 is the whole batch. Default: at most 1024
-    on a GPU, 384 on a CPU (paper: 64). Of each process, where several train together."""
+    on a GPU, 320 on a CPU (paper: 64). Of each process, where several train together."""
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
     entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
-    num_entity_samples: int = 8
+    num_entity_samples: int = 6
     """Samples of an anchor's ray, the heaviest, at which an entity branch that colour does not read is asked while it
     is shaped; whatever is rendered asks all of them."""
     detach_rendering_weights: bool = True
@@ -128,7 +128,7 @@ class JacobiNeRFModel(NerfactoModel):
         if layers == "entity" and self.config.num_entity_samples < 1:
             raise UserError(
                 f"num-entity-samples is {self.config.num_entity_samples}, and an entity branch that is asked nowhere "
-                "learns nothing: expected at least 1 (default 8)"
+                "learns nothing: expected at least 1 (default 6)"
             )
         if layers == "rgb+trunk" and self.field.mlp_head.trunk.tcnn_encoding is not None:
             raise UserError(

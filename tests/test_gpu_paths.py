@@ -157,7 +157,7 @@ def test_anchors_where_nobody_says_how_many(tmp_path):
 
     number = JacobiNeRFModel.num_anchors.fget
     assert number is not None
-    assert number(Placed) == CPU_SHAPING_RAYS == 384
+    assert number(Placed) == CPU_SHAPING_RAYS == 320
     Placed.device = torch.device("cuda", 0)
     assert number(Placed) == GPU_SHAPING_RAYS == 1024
     Placed.config.num_shaping_rays = 0

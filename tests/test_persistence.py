@@ -126,6 +126,19 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
     assert [int((responses >= level).sum()) for level in without.levels] == [20, 60]
 
 
+def test_things_of_one_level_are_likelier_together():
+    responses = torch.cat([torch.full((20,), 0.9), torch.full((40,), 0.75), torch.full((940,), 0.4)])
+    part, whole, most = (np.arange(1000) < size for size in (20, 60, 58))
+
+    def selected(*things: Thing) -> int:
+        found = find_plateaus(responses, things)
+        return int((responses >= found.levels[found.natural]).sum())
+
+    assert selected(Thing(part, 1.5), Thing(whole, 1.48)) == 20
+    assert selected(Thing(part, 1.5), Thing(whole, 1.48), Thing(most, 1.48)) == 60
+    assert selected(Thing(part, 2.5), Thing(whole, 1.48), Thing(most, 1.48)) == 20
+
+
 def parts() -> Parts:
     """Six leaves in a row, one point each, a cell apart."""
     points = np.stack([np.arange(6.0), np.zeros(6), np.zeros(6)], axis=1).repeat(SIZES, axis=0)

@@ -57,6 +57,10 @@ is background; how well the field knows it, times log of the overlap with its be
 `atelier` and the fox; 1 to 2, 5 to 20, and 0.4 to 0.6 select about the same."""
 OF_THINGS = 0.7
 """Level at which a field that knows a thing selects it, as a rule."""
+TOGETHER, SAME_LEVEL = 0.1, 0.035
+"""Things whose best levels are this near are one choice, and more of them are more likely: with sums s that is
+t · log Σ exp(s / t), t the first number. Where two choices are about as likely, it is no longer chance which is taken:
+0.06 to 0.2 select the same."""
 AMONG_THINGS, PULL_THERE = 0.81, 200.0
 """The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
 ALIKE, LEAST_OVERLAP = 0.25, 1e-3
@@ -163,7 +167,7 @@ def _of_things(
     tried: Float[np.ndarray, "levels"],
     inside: Int[np.ndarray, "levels"],
 ) -> tuple[list[int], float]:
-    """Return the levels that select a thing best, from the likeliest thing on, and how likely that is.
+    """Return the levels that select a thing best, from the likeliest on, and how likely the likeliest thing is.
 
     Things that no level fits are left out.
     """
@@ -176,8 +180,13 @@ def _of_things(
             level, share = _middle(overlap), len(own) / len(responses)
             seen = KNOWN * np.log(overlap.max()) - NEAR * (tried[level] - OF_THINGS) ** 2
             found.append((float(thing.score + LARGE * np.log1p(-share) + seen), level))
-    found.sort(reverse=True)
-    return [level for _, level in found], found[0][0] if found else -np.inf
+    if not found:
+        return [], -np.inf
+    sums, levels = np.array([each for each, _ in found]), np.array([level for _, level in found])
+    same = np.abs(tried[levels][:, None] - tried[levels]) <= SAME_LEVEL
+    likely = np.log((np.exp((sums - sums.max()) / TOGETHER) * same).sum(axis=1))
+    order = np.lexsort([-levels, -sums, -likely])
+    return levels[order].tolist(), float(sums.max())
 
 
 def _middle(overlap: Float[np.ndarray, "levels"]) -> int:
