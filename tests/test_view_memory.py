@@ -50,8 +50,8 @@ def test_a_chunk_takes_no_more_than_is_reckoned_with(config: JacobiNeRFModelConf
     rays = some_rays(160)
     with torch.no_grad():
         taken = peak_bytes(lambda: Piece(model.trace(rays)).light()) / len(rays)
-    # What operators take and give back by themselves is not counted.
-    assert model.bytes_per_ray / 5 < taken < model.bytes_per_ray
+    # What is reckoned with was found as resident memory, of which tensors are a half at most.
+    assert model.bytes_per_ray / 5 < taken < model.bytes_per_ray / 2
     assert model.rays_at_once == config.eval_num_rays_per_chunk
 
 

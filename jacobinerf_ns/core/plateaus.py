@@ -184,7 +184,7 @@ def _of_things(
         return [], -np.inf
     sums, levels = np.array([each for each, _ in found]), np.array([level for _, level in found])
     same = np.abs(tried[levels][:, None] - tried[levels]) <= SAME_LEVEL
-    likely = np.log((np.exp((sums - sums.max()) / TOGETHER) * same).sum(axis=1))
+    likely = (np.exp((sums - sums.max()) / TOGETHER) * same).sum(axis=1)  # its logarithm would order them alike
     order = np.lexsort([-levels, -sums, -likely])
     return levels[order].tolist(), float(sums.max())
 

@@ -123,9 +123,9 @@ def over_segments(
     unit, others = F.normalize(own, dim=-1, eps=NORM_EPS), F.normalize(vectors, dim=-1, eps=NORM_EPS)
     total = torch.zeros_like(unit)
     for here, there in zip(within.unbind(-1), segments.unbind(-1), strict=True):
-        count = int(torch.cat([here, there]).max()) + 1 if len(here) + len(there) else 0
+        count = int(torch.cat([here, there]).clamp(min=0).max()) + 1
         known = there != UNKNOWN
-        sums = others.new_zeros(max(count, 1), others.shape[1]).index_add_(0, there[known], others[known])
+        sums = others.new_zeros(count, others.shape[1]).index_add_(0, there[known], others[known])
         mean = F.normalize(sums, dim=-1, eps=NORM_EPS)[here.clamp(min=0)]
         told = (here != UNKNOWN) & (mean.norm(dim=-1) > 0)
         total += torch.where(told[:, None], mean, unit)

@@ -215,8 +215,9 @@ class LabelMaker:
             hits = [trace.hit if needs_surface else torch.ones_like(trace.hit) for trace in traces]
             seeds = _seeds(annotations, traces, hits, self._tracer.device)
             prototypes = select_prototypes(seeds, config)
-            gathers = config.refine > 0 or (config.smooth > 0 and config.response == "cosine")
-            segments = self._segments(seeds, traces, hits) if gathers and len(seeds.vectors) else None
+            smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
+            gathers = (config.refine > 0 or smooths) and len(seeds.vectors) > 0
+            segments = self._segments(seeds, traces, hits) if gathers else None
             centres = None
             # With one label every pixel that resembles it at all would count as clearly its own: it would drift away.
             if config.refine > 0 and len(seeds.labels[seeds.positive].unique()) > 1:
@@ -230,7 +231,6 @@ class LabelMaker:
             if config.response == "raw" and config.decision != "paper" and len(seeds.vectors):
                 rows = [self._rows(trace, hit, prototypes, config) for trace, hit in zip(traces, hits, strict=True)]
                 scale = _own_responses(torch.cat(rows), seeds, prototypes, count)
-            smooths = config.smooth > 0 and config.response == "cosine" and len(prototypes.vectors) > 0
             pool = self._smoothing(prototypes, centres, segments, config, count) if smooths else None
             marks = _marks(annotations, traces)
             snapshot = LabelSnapshot(annotations.labels, prototypes, config, centres, scale, pool, marks=marks)
