@@ -2,8 +2,8 @@
 
     python benchmarks/depth.py --runs before RUN/config.yml after OTHER/config.yml
 
-Depth is along the optical axis, in metres; the expected depth of a ray, which `export` and the `surfaces` teacher use
-too.
+Depth is along the optical axis, in metres: where rays meet surfaces (`core.distances`), which `export` and the
+`surfaces` teacher use too.
 """
 
 import json
@@ -80,7 +80,7 @@ def measure(pipeline: JacobiNeRFPipeline, description: str) -> DepthReport:
         camera = data.cameras[view : view + 1].to(pipeline.device)
         rendered = pipeline.model.get_outputs_for_camera(camera)
         norms = camera.generate_rays(camera_indices=0, keep_shape=True).metadata["directions_norm"]
-        depth = (rendered["expected_depth"] / norms / outputs.dataparser_scale)[..., 0].cpu()
+        depth = (rendered["depth"] / norms / outputs.dataparser_scale)[..., 0].cpu()
         truth = read_depth(paths[view], outputs.metadata["depth_unit_scale_factor"], depth)
         errors.append((depth - truth).abs()[truth > 0])
         photo = data[view]["image"][..., :3].to(rendered["rgb"])

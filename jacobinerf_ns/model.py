@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from jacobinerf_ns import shaping
+from jacobinerf_ns.compat.depth import SurfaceDepthRenderer
+from jacobinerf_ns.compat.kept_memory import keep_freed_memory
 from jacobinerf_ns.compat.nerfacto import built_of, implementation_named
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
@@ -109,16 +111,20 @@ class JacobiNeRFModel(NerfactoModel):
     """When shaping began: decay counts from there, also where an old field is shaped long after the set start."""
 
     def populate_modules(self) -> None:
-        """Nerfacto's modules, with our field in the place of its field, LPIPS put off until it is needed, and hash
-        grids of the implementation that is asked for.
+        """Nerfacto's modules, with our field in the place of its field, depth that keeps to surfaces, LPIPS put off
+        until it is needed, and hash grids of the implementation that is asked for.
         """
-        chosen = chosen_implementation(self.config.implementation, self.kwargs.get("device", "cpu"))
+        device = torch.device(self.kwargs.get("device", "cpu"))
+        if device.type == "cpu":
+            keep_freed_memory()
+        chosen = chosen_implementation(self.config.implementation, device)
         with (
             implementation_named(self.config, "tcnn" if chosen == "tcnn" else "torch"),
             built_of(partial(JacobiNeRFField, branch=self._branch_shape())),
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
+        self.renderer_depth = SurfaceDepthRenderer()
         layers = self.config.shaped_layers
         if layers == "entity" and not self.config.entity_units:
             raise UserError(
@@ -298,7 +304,7 @@ class JacobiNeRFModel(NerfactoModel):
 
     @torch.no_grad()
     def look(self, ray_bundle: RayBundle) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"]]:
-        """Return the expected distance along each ray, and its opacity (0..1); training goes on as if nobody looked."""
+        """Return how far along rays surfaces are, and opacities (0..1); training goes on as if nobody looked."""
         sampler = self.proposal_sampler
         since = sampler._steps_since_update
         found = []
@@ -308,7 +314,7 @@ class JacobiNeRFModel(NerfactoModel):
                 rays = rays if self.collider is None else self.collider(rays)
                 samples, _, _ = sampler(rays, density_fns=self.density_fns)
                 weights = samples.get_weights(self.field.get_density(samples)[0]).float()
-                found.append((self.renderer_expected_depth(weights, samples), self.renderer_accumulation(weights)))
+                found.append((self.renderer_depth(weights, samples), self.renderer_accumulation(weights)))
         sampler._steps_since_update = since
         distances, opacities = (torch.cat(part)[..., 0].float() for part in zip(*found, strict=True))
         return distances, opacities

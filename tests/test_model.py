@@ -10,10 +10,11 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.spatial_distortions import SceneContraction
-from nerfstudio.model_components.renderers import background_color_override_context
+from nerfstudio.model_components.renderers import DepthRenderer, background_color_override_context
 from tiny import tiny_config
 
 from jacobinerf_ns.compat.contraction import CubeContraction
+from jacobinerf_ns.core.distances import surface_distances
 from jacobinerf_ns.core.jacobian import Background, colour_slopes, effective_weights
 from jacobinerf_ns.errors import UserError
 from jacobinerf_ns.model import JacobiNeRFModel, JacobiNeRFModelConfig
@@ -231,6 +232,20 @@ def test_the_contraction_is_nerfstudios():
     assert torch.allclose(one.grad, other.grad, atol=1e-6)
     model = make_model()
     assert all(isinstance(part.spatial_distortion, CubeContraction) for part in [model.field, *model.proposal_networks])
+
+
+def test_depth_is_where_rays_meet_surfaces_and_in_training_the_median():
+    model = make_model(average_init_density=5.0, num_nerf_samples_per_ray=64).eval()
+    with torch.no_grad():
+        traced = model.trace(rays())
+    samples = traced.trace.ray_samples
+    middles = (samples.frustums.starts + samples.frustums.ends)[..., 0] / 2
+    depth = surface_distances(traced.weights, middles)
+    assert torch.equal(traced.outputs["depth"][:, 0], depth)
+    assert torch.equal(model.look(rays())[0], depth)
+    median = DepthRenderer("median")(traced.weights[..., None], samples)[:, 0]
+    assert not torch.equal(median, depth)
+    assert torch.equal(model.renderer_depth.train()(traced.weights[..., None], samples)[:, 0], median)
 
 
 def test_an_overridden_background_is_a_constant():

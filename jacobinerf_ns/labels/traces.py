@@ -153,6 +153,6 @@ def _nearest_of_all(
 
 
 def surface_points(traced: Traced) -> Float[Tensor, "rays 3"]:
-    """Where rays hit, by median depth, in scene units."""
+    """Where rays meet surfaces (`core.distances`), in scene units."""
     frustums = traced.trace.ray_samples.frustums
     return frustums.origins[:, 0] + frustums.directions[:, 0] * traced.outputs["depth"]
