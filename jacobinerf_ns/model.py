@@ -125,6 +125,24 @@ class JacobiNeRFModel(NerfactoModel):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
         self.renderer_depth = SurfaceDepthRenderer()
+        self._check_shaped_layers()
+        if chosen == "jit":
+            self._compile_hash_grids()
+        self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
+        self.field.mlp_head.recorded_units = self._shaped_units
+        self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
+        self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
+        self.register_load_state_dict_post_hook(_know_whether_parted)
+        self.label_source: Callable[[], LabelSnapshot | None] | None = None
+        self.loads = 0
+        self.log_every = 1
+        self._chunk_size = ChunkSize()
+        self._empty_batches = 0
+        self._origin: int | None = None
+        self._steps_of_shaping = 0
+
+    def _check_shaped_layers(self) -> None:
+        """Refuse layers that are not there, or hidden."""
         layers = self.config.shaped_layers
         if layers == "entity" and not self.config.entity_units:
             raise UserError(
@@ -141,20 +159,6 @@ class JacobiNeRFModel(NerfactoModel):
                 "shaped-layers rgb+trunk needs the trunk's inner activations, which tiny-cuda-nn hides: "
                 "use --pipeline.model.implementation jit, or --pipeline.model.shaped-layers rgb"
             )
-        if chosen == "jit":
-            self._compile_hash_grids()
-        self.field.mlp_head.gradient_below = self.config.shaping_gradient_below
-        self.field.mlp_head.recorded_units = self._shaped_units
-        self.register_buffer("pair_threshold", torch.tensor(shaping.THRESHOLD_START))
-        self.register_buffer("first_shaping_step", torch.tensor(NOT_YET))
-        self.register_load_state_dict_post_hook(_know_whether_parted)
-        self.label_source: Callable[[], LabelSnapshot | None] | None = None
-        self.loads = 0
-        self.log_every = 1
-        self._chunk_size = ChunkSize()
-        self._empty_batches = 0
-        self._origin: int | None = None
-        self._steps_of_shaping = 0
 
     def _compile_hash_grids(self) -> None:
         """Put our kernels under all hash grids. Gradients by positions serve cameras and normals alone."""

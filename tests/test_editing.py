@@ -12,7 +12,7 @@ from jacobinerf_ns.annotations.schema import Edit, Label
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.propagation import PropagationConfig, Prototypes
 from jacobinerf_ns.field import FieldTrace
-from jacobinerf_ns.labels.edits import SOFTNESS, _sample_responses, edited_colour, membership
+from jacobinerf_ns.labels.edits import EXTRACT_WITNESSES, SOFTNESS, _sample_responses, edited_colour, membership
 from jacobinerf_ns.labels.snapshot import Connection, LabelSnapshot
 from jacobinerf_ns.labels.traces import Traced
 
@@ -117,6 +117,30 @@ def test_extracting_leaves_one_thing_on_white(rays):
     assert close(render(rays, Edit(kind="extract", label=2)), BACK)
     everything_gone = render(rays, Edit(kind="extract", label=1), Edit(kind="extract", label=2))
     assert close(everything_gone, torch.ones(3))
+
+
+def test_no_haze_is_cut_out_with_a_thing(rays):
+    """Space that stops next to no light answers as the front does; all of it together would be a quarter of it."""
+
+    def hazy(bundle: RayBundle) -> Traced:
+        traced = look(bundle)
+        density = torch.full_like(traced.trace.density, 0.05)
+        weights = traced.trace.ray_samples.get_weights(density)[..., 0]
+        return traced._replace(trace=replace(traced.trace, density=density), weights=weights)
+
+    traced = hazy(rays)
+    assert float(traced.weights.sum(-1).min()) > 0.25
+    assert close(edited_colour(hazy, rays, traced, snapshot(Edit(kind="extract", label=1))), torch.ones(3))
+
+
+@pytest.mark.parametrize(("witnesses", "colour"), [(EXTRACT_WITNESSES - 1, torch.ones(3)), (EXTRACT_WITNESSES, FRONT)])
+def test_few_witnesses_are_enough_for_paint_and_not_to_be_cut_out(rays, witnesses: int, colour: torch.Tensor):
+    some = connected([[1.0, 0.0], [0.0, 1.0]])
+    some.carried[witnesses:8] = 0.0
+    cut_out = replace(snapshot(Edit(kind="extract", label=1)), connection=some)
+    assert close(edited_colour(look, rays, look(rays), cut_out), colour)
+    painted = replace(snapshot(Edit(kind="recolour", label=1, colour=(0, 0, 255))), connection=some)
+    assert not close(edited_colour(look, rays, look(rays), painted), FRONT)
 
 
 def test_what_stands_beyond_the_samples_is_found_by_looking_again(rays):

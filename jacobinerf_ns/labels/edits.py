@@ -26,6 +26,9 @@ SOFTNESS = 0.06
 """Half the width of the border of a label between samples, in units of response: a hard one flickers."""
 EMPTY = 0.01
 """Light that a sample stops below which it is not looked up."""
+EXTRACT_WITNESSES = 4
+"""Surface points around a sample, of `NEAR_POINTS`, that have to be the thing's for it to be cut out: before an empty
+page everything is seen that is left in the air. To be recoloured or removed one is enough."""
 REMOVAL_MARGIN = 0.125
 """Share of the threshold by which less responds what is removed together with a thing: its rim would be left in the
 air."""
@@ -102,14 +105,15 @@ def _edit_samples(traced: Traced, snapshot: LabelSnapshot) -> Edited:
     for edit in snapshot.edits:
         position = ids.index(edit.label)
         threshold = thresholds[position] * (1.0 - REMOVAL_MARGIN * (edit.kind == "remove"))
-        mine = membership(_carried(found, traced, position, threshold, snapshot), position, threshold)
+        witnesses = EXTRACT_WITNESSES if edit.kind == "extract" else 1
+        mine = membership(_carried(found, traced, position, threshold, snapshot, witnesses), position, threshold)
         if edit.kind == "recolour":
             shift = shift + mine[..., None] * _recolouring(traced, snapshot, edit, position)
         elif edit.kind == "remove":
             mine = torch.maximum(mine, _enclosed(mine, traced, position, threshold, snapshot))
             kept = kept * (1.0 - edit.strength * mine)
         else:
-            kept = kept * (1.0 - edit.strength * (1.0 - mine))
+            kept = kept * (1.0 - edit.strength * (1.0 - mine * _solid(traced)))
     samples = traced.trace.ray_samples
     weights = samples.get_weights(traced.trace.density * kept[..., None])[..., 0]
     colours = torch.sigmoid(traced.logits + shift)
@@ -143,16 +147,19 @@ def _carried(
     position: int,
     threshold: float,
     snapshot: LabelSnapshot,
+    witnesses: int,
 ) -> Float[Tensor, "rays samples labels"]:
     """Return the responses where those to one label hang together with its seeds; only samples near it are looked up.
 
-    A sample in space that nobody saw may answer by chance, and would be left in the air.
+    A sample in space that nobody saw may answer by chance, and would be left in the air: so many of the surface points
+    around it have to carry them.
     """
     if snapshot.connection is None:
         return found
     near = ((found[..., position] > threshold - SOFTNESS) & _solid(traced)).nonzero().unbind(-1)
     mine = found[..., position]
-    held = torch.minimum(mine[near], _around(traced, near, snapshot.connection, position).amax(-1))
+    around = _around(traced, near, snapshot.connection, position)
+    held = torch.minimum(mine[near], around.topk(min(witnesses, around.shape[-1]), dim=-1).values[:, -1])
     carried = found.clone()
     carried[..., position] = mine.index_put(near, held)
     return carried
