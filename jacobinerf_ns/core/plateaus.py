@@ -50,17 +50,17 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, KNOWN, NEAR, LIKELY = 0.5, 1.0, 5.0, 0.6
+LARGE, KNOWN, NEAR, LIKELY = 0.8, 1.0, 4.0, 0.6
 """What counts for a thing beside its score: how little of the scene it is, times log (1 − share), since most of a scene
 is background; how well the field knows it, times log of the overlap with its best level; how far that is from
 `OF_THINGS`. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
-`atelier` and the fox; 0.25 to 1, 0.5 to 1.5, 4 to 6, and 0.4 to 0.7 select about the same."""
-OF_THINGS = 0.7
+`atelier` and the fox; 0.5 to 1, 0.8 to 1.2, 3 to 6, and 0.5 to 0.65 select about the same."""
+OF_THINGS = 0.73
 """Level at which a field that knows a thing selects it, as a rule."""
 TOGETHER, SAME_LEVEL = 0.1, 0.035
 """Things whose best levels are this near are one choice, and more of them are more likely: with sums s that is
 t · log Σ exp(s / t), t the first number. Where two choices are about as likely, it is no longer chance which is taken:
-0.06 to 0.2 select about the same."""
+0.05 to 0.15 select about the same."""
 AMONG_THINGS, PULL_THERE = 0.81, 200.0
 """The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
 ALIKE, LEAST_OVERLAP = 0.25, 1e-3
