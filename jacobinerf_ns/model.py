@@ -308,7 +308,11 @@ class JacobiNeRFModel(NerfactoModel):
 
     @torch.no_grad()
     def look(self, ray_bundle: RayBundle) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"]]:
-        """Return how far along rays surfaces are, and opacities (0..1); training goes on as if nobody looked."""
+        """Return the expected distance along each ray, and its opacity (0..1); training goes on as if nobody looked.
+
+        It is further off than `depth`, and smoother: what is seen in several views is put right by their agreement
+        (`core/agreement.py`), and a head of fur comes apart less.
+        """
         sampler = self.proposal_sampler
         since = sampler._steps_since_update
         found = []
@@ -318,7 +322,7 @@ class JacobiNeRFModel(NerfactoModel):
                 rays = rays if self.collider is None else self.collider(rays)
                 samples, _, _ = sampler(rays, density_fns=self.density_fns)
                 weights = samples.get_weights(self.field.get_density(samples)[0]).float()
-                found.append((self.renderer_depth(weights, samples), self.renderer_accumulation(weights)))
+                found.append((self.renderer_expected_depth(weights, samples), self.renderer_accumulation(weights)))
         sampler._steps_since_update = since
         distances, opacities = (torch.cat(part)[..., 0].float() for part in zip(*found, strict=True))
         return distances, opacities
