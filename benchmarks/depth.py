@@ -2,8 +2,8 @@
 
     python benchmarks/depth.py --runs before RUN/config.yml after OTHER/config.yml
 
-Depth is along the optical axis, in metres: where rays meet surfaces (`core.distances`), which `export` and the
-`surfaces` teacher use too.
+Depth is along the optical axis, in metres: where rays meet surfaces (`core.distances`), which labels and `export` use
+too. The `surfaces` teacher looks at the expected depth.
 """
 
 import json
