@@ -44,7 +44,7 @@ class Library:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.asked = 0.0, 0
-        monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: self)
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: self)
         monkeypatch.setattr(freed_memory.time, "monotonic", lambda: self.now)
 
     def malloc_trim(self, kept: int) -> None:
@@ -78,6 +78,6 @@ def test_other_c_libraries_are_left_alone(library: Any, monkeypatch: pytest.Monk
             raise library
         return library
 
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", load)
+    monkeypatch.setattr(ctypes, "CDLL", load)
     monkeypatch.setattr(freed_memory, "PAUSE_SECONDS", 0.0)
     FreedMemory().give_back(object())

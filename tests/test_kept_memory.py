@@ -45,7 +45,7 @@ def test_where_nothing_can_be_said_nothing_is_done(error: type[Exception], monke
     def load(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(kept_memory.ctypes, "CDLL", load)
+    monkeypatch.setattr(ctypes, "CDLL", load)
     assert not kept_memory.keep_freed_memory()
 
 
@@ -59,6 +59,6 @@ def test_an_older_glibc_is_told_what_it_takes(monkeypatch: pytest.MonkeyPatch) -
             told.append((name, value))
             return int(name != -3 or value <= 1 << 25)
 
-    monkeypatch.setattr(kept_memory.ctypes, "CDLL", lambda _: Library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library)
     assert kept_memory.keep_freed_memory()
     assert told == [(-3, 1 << 26), (-3, 1 << 25), (-1, kept_memory.KEPT)]

@@ -5,7 +5,7 @@ makes and frees some hundred of them in every step, and the system empties each 
 and a third of a rendered view went into that.
 """
 
-import ctypes
+from jacobinerf_ns.compat.c_library import c_function
 
 LARGE = 1 << 26
 """Bytes from which on an array is the system's own as before; older versions of glibc take no more than half of it."""
@@ -20,10 +20,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not on macOS, musl or Windows, which have other ways.
     """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # Windows has no library without a name
-        return False
-    if not any(set_option(_MMAP_THRESHOLD, size) for size in (LARGE, LARGE // 2)):
+    set_option = c_function("mallopt")
+    if set_option is None or not any(set_option(_MMAP_THRESHOLD, size) for size in (LARGE, LARGE // 2)):
         return False
     return bool(set_option(_TRIM_THRESHOLD, KEPT))

@@ -33,5 +33,6 @@ def surface_distances(
     place = torch.searchsorted(weights.cumsum(dim=-1), half).clamp(max=weights.shape[-1] - 1)
     median = distances.gather(-1, place)
     within = ((distances / median).log().abs() < math.log1p(WINDOW)) * weights
-    mean = (within * distances).sum(-1) / within.sum(-1).clamp(min=NORM_EPS)
-    return torch.where(within.sum(-1) > 0, mean, median[..., 0])
+    # Offsets from the median round to nothing where it is alone, and are nothing where no sample has weight.
+    offset = (within * (distances - median)).sum(-1) / within.sum(-1).clamp(min=NORM_EPS)
+    return median[..., 0] + offset

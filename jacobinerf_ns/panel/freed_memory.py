@@ -4,8 +4,9 @@ Frames allocate and free in many threads, and glibc keeps what lies freed betwee
 would grow for as long as somebody looks around.
 """
 
-import ctypes
 import time
+
+from jacobinerf_ns.compat.c_library import c_function
 
 PAUSE_SECONDS = 10.0
 """Least time between two times; one takes 30 to 60 ms with 1.5 GB in use, and threads that allocate wait for it."""
@@ -18,10 +19,7 @@ class FreedMemory:
         """Give nothing back before `PAUSE_SECONDS` have gone."""
         self._due = time.monotonic() + PAUSE_SECONDS
         self._drawn: object = None
-        try:
-            self._trim = ctypes.CDLL(None).malloc_trim
-        except (AttributeError, OSError, TypeError):  # Windows has no library without a name
-            self._trim = None
+        self._trim = c_function("malloc_trim")
 
     def give_back(self, drawn: object) -> None:
         """Give it back when it is time to, and something was drawn since: `drawn` is what was drawn last."""
