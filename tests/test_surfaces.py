@@ -81,7 +81,9 @@ def test_a_convex_edge_costs_less_than_a_concave_one():
     for outside, share in ((True, surfaces.CONVEX_SHARE), (False, 1.0)):
         points = np.array([[-0.5, 0, 0], [0, 0, -0.5]])
         normals = np.array([[0.0, 0, 1], [1, 0, 0]]) if outside else np.array([[0.0, 0, -1], [-1, 0, 0]])
-        cloud = surfaces.Cloud(points, normals, np.stack([GREY, GREY]), np.zeros((2, 2)), cell=1.0)
+        cloud = surfaces.Cloud(
+            points, normals, np.stack([GREY, GREY]), np.zeros((2, 2)), cell=1.0, walls=np.zeros(2, bool)
+        )
         between = surfaces.neighbours(cloud, reach=1.8)
         assert between.bend == pytest.approx([share])
         assert between.contrast == pytest.approx([0.0])
@@ -511,6 +513,7 @@ def test_many_views_are_looked_at_more_coarsely():
         {"side": 1},
         {"trees": 0},
         {"view_share": 0.0},
+        {"plane_share": 0.0},
         {"body_share": 1.5},
         {"jump_weight": -1.0},
     ],

@@ -1,7 +1,7 @@
 """A scene taken apart into its surfaces' segments, at several levels from parts to wholes, from what its views see.
 
-`agreement` finds the surfaces, `surfaces` what lies between neighbouring points, `silhouettes` what hides what,
-`segments` the tree; here they meet. Letters are theirs.
+`agreement` finds the surfaces, `planes` what is flat of them, `surfaces` what lies between neighbouring points,
+`silhouettes` what hides what, `segments` the tree; here they meet. Letters are theirs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy.ndimage import distance_transform_edt
 
 from jacobinerf_ns.core.agreement import SeenView, agreed
+from jacobinerf_ns.core.planes import flattened
 from jacobinerf_ns.core.segments import MergeTree, Weights, cut, merge_tree, small_segments
 from jacobinerf_ns.core.silhouettes import Outlines, outlines
 from jacobinerf_ns.core.surfaces import (
@@ -44,6 +45,9 @@ class PartitionConfig:
     """Side of the cells that hold one point each, in footprints of a pixel at the median distance."""
     agreeing: int = 3
     """Views that must agree on a pixel's distance, within 5 %; one of them is its own."""
+    plane_share: float = 0.03
+    """Share (0..1) of the points from which on a plane is a plane, however noisy its depth: walls, floors, doors. Of
+    smaller ones fur and cushions become planes too; 1 finds none."""
     colour_weight: float = 0.5
     """Cost of the largest difference of colour between points that touch, where a concave right angle costs 1."""
     look_weight: float = 3.0
@@ -128,7 +132,7 @@ def partition(
     ]
     if sum(int(view.known.sum()) for view in corrected) < config.least:
         raise ValueError("the views agree on no surface")
-    cloud = _cloud(corrected, config.cell)
+    cloud = flattened(_cloud(corrected, config.cell), config.plane_share)
     near = neighbours(cloud, REACH)
     cost = near.bend + config.colour_weight * near.contrast
     leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)

@@ -8,6 +8,7 @@ No length is absolute: v is made of what a pixel covers, so a scene may be given
 
     bend_ij = (1 − cos β)·(1 if concave, ε if convex),   convex: (n_i − n_j)·(p_i − p_j) > 0
 Things are convex parts that meet others in concave edges (LCCP; Stein et al., CVPR 2014): a chair stands on a floor.
+Where one wall of a room meets the next, that counts as convex: who says "the walls" means all of them.
 
 The look of a place is the mean of φ(c) over what surrounds it on the surface, where φ are random Fourier features of a
 Gaussian kernel of ΔE (Rahimi and Recht 2007): a kernel mean, so ‖φ_S − φ_T‖² / 2 compares the colours of two segments
@@ -25,7 +26,7 @@ where x = y and falls to 0 where they differ by 0.4, where one angle alone would
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.spatial import KDTree
 
@@ -67,6 +68,8 @@ class Cloud(NamedTuple):
     looks: Float[np.ndarray, "points features"]
     cell: float
     """Side of a cell, in the unit of the points."""
+    walls: Bool[np.ndarray, "points"]
+    """What is known to be a wall of the room (`planes.py`)."""
 
 
 class Neighbours(NamedTuple):
@@ -176,7 +179,7 @@ def fuse(
     weight = 1 + np.asarray(beside.sum(1))
     for _ in range(look_rounds):
         looks = (looks + beside @ looks) / weight
-    return Cloud(p, n, c, looks, cell)
+    return Cloud(p, n, c, looks, cell, np.zeros(count, bool))
 
 
 def _numbered(points: Float[np.ndarray, "pixels 3"], cell: float) -> tuple[Int[np.ndarray, "pixels"], int]:
@@ -229,7 +232,7 @@ def neighbours(cloud: Cloud, reach: float, convex_share: float = CONVEX_SHARE) -
     p, n, c = cloud.points, cloud.normals, cloud.colours
     i, j = _pairs(p, reach * cloud.cell)
     bend = 1 - np.clip((n[i] * n[j]).sum(1), -1, 1)
-    concave = ((n[i] - n[j]) * (p[i] - p[j])).sum(1) < 0
+    concave = (((n[i] - n[j]) * (p[i] - p[j])).sum(1) < 0) & ~(cloud.walls[i] & cloud.walls[j])
     difference = np.linalg.norm((c[i] - c[j]) * [LIGHTNESS_SHARE, 1, 1], axis=1)
     return Neighbours(i, j, bend * np.where(concave, 1, convex_share), np.minimum(difference / FULL_DIFFERENCE, 1))
 

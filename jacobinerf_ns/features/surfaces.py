@@ -36,7 +36,7 @@ from jacobinerf_ns.features.handcrafted import HandcraftedConfig
 from jacobinerf_ns.features.store import PixelFeatures
 from jacobinerf_ns.progress import track
 
-_VERSION = 7  # Part of the fingerprint: raise it whenever other segments or features come out.
+_VERSION = 8  # Part of the fingerprint: raise it whenever other segments or features come out.
 LEAST_SIDE = 8
 """Pixels along the longer side without which nothing is to be seen."""
 POOLED_LEVEL = 1
@@ -108,10 +108,10 @@ class SurfacesConfig(PartitionConfig):
                 f"look share {self.look_share:g} and lie share {self.lie_share:g} given, expected at least "
                 f"{LEAST_SIDE} pixels, a ray, a dimension, a cell above 0, shares of at least 0 and together at most 1"
             )
-        if self.trees < 1 or not 0 < self.view_share <= 1:
+        if self.trees < 1 or not 0 < self.view_share <= 1 or not 0 < self.plane_share <= 1:
             raise UserError(
-                f"surfaces: trees {self.trees} and view share {self.view_share:g} given, expected at least one tree "
-                "and a share above 0, at most 1"
+                f"surfaces: trees {self.trees}, view share {self.view_share:g} and plane share {self.plane_share:g} "
+                "given, expected at least one tree and shares above 0, at most 1"
             )
         if not 0 <= self.body_share <= 1 or min(self.bend_weight, self.jump_weight, self.look_weight) < 0:
             raise UserError(
