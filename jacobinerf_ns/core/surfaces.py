@@ -8,7 +8,7 @@ No length is absolute: v is made of what a pixel covers, so a scene may be given
 
     bend_ij = (1 − cos β)·(1 if concave, ε if convex),   convex: (n_i − n_j)·(p_i − p_j) > 0
 Things are convex parts that meet others in concave edges (LCCP; Stein et al., CVPR 2014): a chair stands on a floor.
-Where one wall of a room meets the next, that counts as convex: who says "the walls" means all of them.
+Where one wall of a room meets the next, nothing bends: who says "the walls" means all of them.
 
 The look of a place is the mean of φ(c) over what surrounds it on the surface, where φ are random Fourier features of a
 Gaussian kernel of ΔE (Rahimi and Recht 2007): a kernel mean, so ‖φ_S − φ_T‖² / 2 compares the colours of two segments
@@ -232,9 +232,10 @@ def neighbours(cloud: Cloud, reach: float, convex_share: float = CONVEX_SHARE) -
     p, n, c = cloud.points, cloud.normals, cloud.colours
     i, j = _pairs(p, reach * cloud.cell)
     bend = 1 - np.clip((n[i] * n[j]).sum(1), -1, 1)
-    concave = (((n[i] - n[j]) * (p[i] - p[j])).sum(1) < 0) & ~(cloud.walls[i] & cloud.walls[j])
+    concave = ((n[i] - n[j]) * (p[i] - p[j])).sum(1) < 0
     difference = np.linalg.norm((c[i] - c[j]) * [LIGHTNESS_SHARE, 1, 1], axis=1)
-    return Neighbours(i, j, bend * np.where(concave, 1, convex_share), np.minimum(difference / FULL_DIFFERENCE, 1))
+    share = np.where(cloud.walls[i] & cloud.walls[j], 0, np.where(concave, 1, convex_share))
+    return Neighbours(i, j, bend * share, np.minimum(difference / FULL_DIFFERENCE, 1))
 
 
 def nearest(
