@@ -50,11 +50,11 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, KNOWN, NEAR, LIKELY = 0.8, 1.0, 4.0, 0.6
+LARGE, KNOWN, NEAR, LIKELY = 0.4, 1.0, 4.0, 0.6
 """What counts for a thing beside its score: how little of the scene it is, times log (1 − share), since most of a scene
 is background; how well the field knows it, times log of the overlap with its best level; how far that is from
 `OF_THINGS`. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
-`atelier` and the fox; 0.5 to 1, 0.8 to 1.2, 3 to 6, and 0.5 to 0.65 select about the same."""
+`atelier` and the fox; 0 to 0.5, 0.8 to 1.2, 3 to 6, and 0.4 to 0.65 select about the same."""
 OF_THINGS = 0.73
 """Level at which a field that knows a thing selects it, as a rule."""
 TOGETHER, SAME_LEVEL = 0.1, 0.035
@@ -63,8 +63,9 @@ t · log Σ exp(s / t), t the first number. Where two choices are about as likel
 0.05 to 0.15 select about the same."""
 AMONG_THINGS, PULL_THERE = 0.81, 200.0
 """The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
-ALIKE, LEAST_OVERLAP = 0.25, 1e-3
-"""How much what another tree has counts less, times the log of the overlap (0..1), and the overlap that is none."""
+ALIKE, LEAST_OVERLAP = 1.0, 1e-3
+"""How much what another tree has counts less, times the log of the overlap (0..1), and the overlap that is none. 1 to
+1.4 select about the same; with 0.25 a tree that has half of a thing spoke for it, and half a cabinet was selected."""
 SAME_THING = 0.85
 """Overlap (0..1) from which on two things are one."""
 
