@@ -21,7 +21,15 @@ ROOM = {
 
 def cloud_of(points: np.ndarray, normals: np.ndarray, cell: float = 1.0) -> Cloud:
     count = len(points)
-    return Cloud(points * cell, normals, np.zeros((count, 3)), np.zeros((count, 2)), cell, np.zeros(count, bool))
+    return Cloud(
+        points * cell,
+        normals,
+        np.zeros((count, 3)),
+        np.zeros((count, 2)),
+        cell,
+        np.full(count, -1),
+        np.zeros(count, bool),
+    )
 
 
 def side(axis: int, at: float, normal: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:

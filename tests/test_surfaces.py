@@ -82,7 +82,13 @@ def test_a_convex_edge_costs_less_than_a_concave_one():
         points = np.array([[-0.5, 0, 0], [0, 0, -0.5]])
         normals = np.array([[0.0, 0, 1], [1, 0, 0]]) if outside else np.array([[0.0, 0, -1], [-1, 0, 0]])
         cloud = surfaces.Cloud(
-            points, normals, np.stack([GREY, GREY]), np.zeros((2, 2)), cell=1.0, walls=np.zeros(2, bool)
+            points,
+            normals,
+            np.stack([GREY, GREY]),
+            np.zeros((2, 2)),
+            cell=1.0,
+            plane=np.full(2, -1),
+            walls=np.zeros(2, bool),
         )
         between = surfaces.neighbours(cloud, reach=1.8)
         assert between.bend == pytest.approx([share])

@@ -20,6 +20,7 @@ from jacobinerf_ns.core.surfaces import (
     FAR_REACH,
     REACH,
     Cloud,
+    Neighbours,
     facing,
     footprint,
     fuse,
@@ -155,10 +156,20 @@ def _cloud(views: Sequence[SeenView], cell: float) -> Cloud:
 
 
 def _tree(cloud: Cloud, leaves: Int[np.ndarray, "points"], seen: Outlines, config: PartitionConfig) -> MergeTree:
-    far = neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE)
+    far = _across_no_gap(neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE), cloud, leaves)
     weights = Weights(config.bend_weight, config.jump_weight, config.look_weight, config.body_share, config.full)
     points = cloud.points / cloud.cell
     return merge_tree(leaves, far.first, far.second, far.bend, points, cloud.looks, seen, weights)
+
+
+def _across_no_gap(far: Neighbours, cloud: Cloud, leaves: Int[np.ndarray, "points"]) -> Neighbours:
+    """Leave out pairs on one plane of segments that nowhere touch: two table tops are one plane, and no thing."""
+    i, j = far.first, far.second
+    touch = np.linalg.norm(cloud.points[i] - cloud.points[j], axis=1) <= REACH * cloud.cell
+    same = (cloud.plane[i] == cloud.plane[j]) & (cloud.plane[i] >= 0)
+    meeting = np.minimum(leaves[i], leaves[j]) * (int(leaves.max()) + 1) + np.maximum(leaves[i], leaves[j])
+    kept = ~same | np.isin(meeting, meeting[touch])
+    return Neighbours(*(part[kept] for part in far))
 
 
 def leaves_of(view: SeenView, found: Partition) -> Int[np.ndarray, "height width"]:

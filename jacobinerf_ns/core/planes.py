@@ -50,7 +50,7 @@ class Plane(NamedTuple):
 
 
 def flattened(cloud: Cloud, share: float) -> Cloud:
-    """Return a cloud whose points on large planes have the planes' normals, and know whether these are walls.
+    """Return a cloud whose points on large planes have the planes' normals, and know which these are.
 
     Args:
         cloud: points and normals.
@@ -63,7 +63,7 @@ def flattened(cloud: Cloud, share: float) -> Cloud:
     for own, plane in enumerate(planes):
         normals[number == own] = plane.normal
         walls[number == own] = is_wall(points, plane)
-    return cloud._replace(normals=normals, walls=walls)
+    return cloud._replace(normals=normals, plane=number, walls=walls)
 
 
 def large_planes(

@@ -68,8 +68,10 @@ class Cloud(NamedTuple):
     looks: Float[np.ndarray, "points features"]
     cell: float
     """Side of a cell, in the unit of the points."""
+    plane: Int[np.ndarray, "points"]
+    """Number of the large plane that each point is on (`planes.py`), −1 for none."""
     walls: Bool[np.ndarray, "points"]
-    """What is known to be a wall of the room (`planes.py`)."""
+    """Whether that is a wall of the room."""
 
 
 class Neighbours(NamedTuple):
@@ -179,7 +181,7 @@ def fuse(
     weight = 1 + np.asarray(beside.sum(1))
     for _ in range(look_rounds):
         looks = (looks + beside @ looks) / weight
-    return Cloud(p, n, c, looks, cell, np.zeros(count, bool))
+    return Cloud(p, n, c, looks, cell, np.full(count, -1), np.zeros(count, bool))
 
 
 def _numbered(points: Float[np.ndarray, "pixels 3"], cell: float) -> tuple[Int[np.ndarray, "pixels"], int]:
