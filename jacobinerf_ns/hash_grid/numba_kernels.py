@@ -11,6 +11,9 @@ adds in the order of the points. The result is the same to the last bit with any
 Precision. No `fastmath`: multiplications and additions as written, so values equal torch's to the last bit; allowing
 fused ones was no faster. float16 tables are converted to float32 for a call: CPUs load halves slowly, one by one.
 
+Two passes over a block of points: where corners are is the same arithmetic for all points, which the compiler does for
+sixteen at a time; fetching them is waiting for memory, and in a loop that does little else many fetches wait together.
+
 `lanes` is a tuple with one element for each feature: its length is part of its type, so the compiler knows it and
 unrolls the loops over features.
 """
@@ -135,62 +138,108 @@ def _axis(position, scaling):
 
 
 @_compile
-def _cell(position, scaling, size):
-    """Return the eight entries of a point's cell, x changing fastest and z slowest, and its three offsets."""
-    x0, x1, x = _axis(position[0], scaling)
-    y0, y1, y = _axis(position[1], scaling)
-    z0, z1, z = _axis(position[2], scaling)
+def _cells(places, count, scaling, size, corners, offsets):
+    """Fill in the eight entries of each point's cell, x changing fastest and z slowest, and its three offsets."""
     mask = np.uint32(size - 1)
-    y0, y1 = np.uint32(y0 * _PRIME_Y), np.uint32(y1 * _PRIME_Y)
-    z0, z1 = np.uint32(z0 * _PRIME_Z), np.uint32(z1 * _PRIME_Z)
-    near, near_up, far, far_up = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
-    lower = (x0 ^ near) & mask, (x1 ^ near) & mask, (x0 ^ near_up) & mask, (x1 ^ near_up) & mask
-    upper = (x0 ^ far) & mask, (x1 ^ far) & mask, (x0 ^ far_up) & mask, (x1 ^ far_up) & mask
-    return lower + upper, x, y, z
+    for i in range(count):
+        x0, x1, x = _axis(places[0, i], scaling)
+        y0, y1, y = _axis(places[1, i], scaling)
+        z0, z1, z = _axis(places[2, i], scaling)
+        y0, y1 = np.uint32(y0 * _PRIME_Y), np.uint32(y1 * _PRIME_Y)
+        z0, z1 = np.uint32(z0 * _PRIME_Z), np.uint32(z1 * _PRIME_Z)
+        near, near_up, far, far_up = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+        corners[0, i], corners[1, i] = (x0 ^ near) & mask, (x1 ^ near) & mask
+        corners[2, i], corners[3, i] = (x0 ^ near_up) & mask, (x1 ^ near_up) & mask
+        corners[4, i], corners[5, i] = (x0 ^ far) & mask, (x1 ^ far) & mask
+        corners[6, i], corners[7, i] = (x0 ^ far_up) & mask, (x1 ^ far_up) & mask
+        offsets[0, i], offsets[1, i], offsets[2, i] = x, y, z
+
+
+@_compile
+def _scratch():
+    """Places of a block's points by axis, their cells' corners, and offsets in them."""
+    return np.empty((3, _BLOCK), np.float32), np.empty((8, _BLOCK), np.uint32), np.empty((3, _BLOCK), np.float32)
+
+
+@_compile
+def _take(positions, start, count, places):
+    """Copy a block's places, each axis in one piece: what the compiler wants to see before it takes sixteen at once."""
+    for i in range(count):
+        for axis in range(3):
+            places[axis, i] = positions[start + i, axis]
+
+
+@_compile
+def _corner(corners, i):
+    return (
+        corners[0, i],
+        corners[1, i],
+        corners[2, i],
+        corners[3, i],
+        corners[4, i],
+        corners[5, i],
+        corners[6, i],
+        corners[7, i],
+    )
 
 
 @_compile
 def _forward(positions, scalings, table, output, start, stop, lanes):
-    size = table.shape[1]
+    places, corners, offsets = _scratch()
     for block in range(start, stop, _BLOCK):
+        count = min(_BLOCK, stop - block)
+        _take(positions, block, count, places)
         for level in range(len(scalings)):
             rows = table[level]
-            for p in range(block, min(block + _BLOCK, stop)):
-                (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(positions[p], scalings[level], size)
+            _cells(places, count, scalings[level], len(rows), corners, offsets)
+            for i in range(count):
+                c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
+                x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
                 u, v, w = _ONE - x, _ONE - y, _ONE - z
                 for f in range(len(lanes)):
                     near = (rows[c1, f] * x + rows[c0, f] * u) * v + (rows[c3, f] * x + rows[c2, f] * u) * y
                     far = (rows[c5, f] * x + rows[c4, f] * u) * v + (rows[c7, f] * x + rows[c6, f] * u) * y
-                    output[p, level, f] = far * z + near * w
+                    output[block + i, level, f] = far * z + near * w
 
 
 @_compile
 def _table_gradient(positions, scalings, gradient, total, level, lanes):
-    rows, scaling, size = total[level], scalings[level], total.shape[1]
-    for p in range(len(positions)):
-        (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(positions[p], scaling, size)
-        u, v, w = _ONE - x, _ONE - y, _ONE - z
-        vw, yw, vz, yz = v * w, y * w, v * z, y * z
-        for f in range(len(lanes)):
-            share = gradient[p, level, f]
-            rows[c0, f] += u * vw * share
-            rows[c1, f] += x * vw * share
-            rows[c2, f] += u * yw * share
-            rows[c3, f] += x * yw * share
-            rows[c4, f] += u * vz * share
-            rows[c5, f] += x * vz * share
-            rows[c6, f] += u * yz * share
-            rows[c7, f] += x * yz * share
+    rows, scaling = total[level], scalings[level]
+    places, corners, offsets = _scratch()
+    for block in range(0, len(positions), _BLOCK):
+        count = min(_BLOCK, len(positions) - block)
+        _take(positions, block, count, places)
+        _cells(places, count, scaling, len(rows), corners, offsets)
+        for i in range(count):
+            c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
+            x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
+            u, v, w = _ONE - x, _ONE - y, _ONE - z
+            vw, yw, vz, yz = v * w, y * w, v * z, y * z
+            for f in range(len(lanes)):
+                share = gradient[block + i, level, f]
+                rows[c0, f] += u * vw * share
+                rows[c1, f] += x * vw * share
+                rows[c2, f] += u * yw * share
+                rows[c3, f] += x * yw * share
+                rows[c4, f] += u * vz * share
+                rows[c5, f] += x * vz * share
+                rows[c6, f] += u * yz * share
+                rows[c7, f] += x * yz * share
 
 
 @_compile
 def _position_gradient(positions, scalings, table, gradient, total, start, stop, lanes):
-    size = table.shape[1]
+    places, corners, offsets = _scratch()
     for block in range(start, stop, _BLOCK):
+        count = min(_BLOCK, stop - block)
+        _take(positions, block, count, places)
         for level in range(len(scalings)):
             rows, scaling = table[level], scalings[level]
-            for p in range(block, min(block + _BLOCK, stop)):
-                (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(positions[p], scaling, size)
+            _cells(places, count, scaling, len(rows), corners, offsets)
+            for i in range(count):
+                p = block + i
+                c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
+                x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
                 u, v, w = _ONE - x, _ONE - y, _ONE - z
                 for f in range(len(lanes)):
                     share = gradient[p, level, f] * scaling
