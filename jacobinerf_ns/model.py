@@ -69,7 +69,7 @@ class JacobiNeRFModelConfig(NerfactoModelConfig):
     shaped_layers: ShapedLayers = "rgb"
     """Weights whose Jacobian is shaped and answers clicks: the RGB layer's (paper: `rgb`), those of them that read the
     entity branch (`entity`), or those of the last two layers (`rgb+trunk`)."""
-    num_entity_samples: int = 4
+    num_entity_samples: int = 6
     """Samples of an anchor's ray, the heaviest, at which an entity branch that colour does not read is asked while it
     is shaped; whatever is rendered asks all of them."""
     detach_rendering_weights: bool = True
