@@ -139,7 +139,7 @@ def partition(
     leaves = small_segments(len(cloud.points), near.first, near.second, cost, config.small_scale, config.least)
     points = cloud.points.astype(np.float32)
     grids = [_leaves_of(view, points, leaves, cloud.cell) for view in corrected]
-    tree = _tree(cloud, leaves, outlines(corrected, grids, cloud.cell), config)
+    tree = _tree(cloud, near, leaves, outlines(corrected, grids, cloud.cell), config)
     levels = np.stack([cut(tree, height) for height in config.levels])
     faces = means(facing(cloud.normals), leaves, levels.shape[1])
     return Partition(points, leaves, levels, cloud.cell, tree, faces), grids
@@ -155,21 +155,28 @@ def _cloud(views: Sequence[SeenView], cell: float) -> Cloud:
     return fuse(points, normals, colours, cell * unit)
 
 
-def _tree(cloud: Cloud, leaves: Int[np.ndarray, "points"], seen: Outlines, config: PartitionConfig) -> MergeTree:
-    far = _across_no_gap(neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE), cloud, leaves)
+def _tree(
+    cloud: Cloud, near: Neighbours, leaves: Int[np.ndarray, "points"], seen: Outlines, config: PartitionConfig
+) -> MergeTree:
+    far = _across_no_gap(neighbours(cloud, FAR_REACH, FAR_CONVEX_SHARE), near, cloud.plane, leaves)
     weights = Weights(config.bend_weight, config.jump_weight, config.look_weight, config.body_share, config.full)
     points = cloud.points / cloud.cell
     return merge_tree(leaves, far.first, far.second, far.bend, points, cloud.looks, seen, weights)
 
 
-def _across_no_gap(far: Neighbours, cloud: Cloud, leaves: Int[np.ndarray, "points"]) -> Neighbours:
+def _across_no_gap(
+    far: Neighbours, near: Neighbours, plane: Int[np.ndarray, "points"], leaves: Int[np.ndarray, "points"]
+) -> Neighbours:
     """Leave out pairs on one plane of segments that nowhere touch: two table tops are one plane, and no thing."""
-    i, j = far.first, far.second
-    touch = np.linalg.norm(cloud.points[i] - cloud.points[j], axis=1) <= REACH * cloud.cell
-    same = (cloud.plane[i] == cloud.plane[j]) & (cloud.plane[i] >= 0)
-    meeting = np.minimum(leaves[i], leaves[j]) * (int(leaves.max()) + 1) + np.maximum(leaves[i], leaves[j])
-    kept = ~same | np.isin(meeting, meeting[touch])
-    return Neighbours(*(part[kept] for part in far))
+    same = (plane[far.first] == plane[far.second]) & (plane[far.first] >= 0)
+    touch = np.isin(_meeting(far, leaves), _meeting(near, leaves))
+    return Neighbours(*(part[~same | touch] for part in far))
+
+
+def _meeting(pairs: Neighbours, leaves: Int[np.ndarray, "points"]) -> Int[np.ndarray, "pairs"]:
+    """Return a number for which two segments each pair is of."""
+    i, j = leaves[pairs.first], leaves[pairs.second]
+    return np.minimum(i, j) * (int(leaves.max()) + 1) + np.maximum(i, j)
 
 
 def leaves_of(view: SeenView, found: Partition) -> Int[np.ndarray, "height width"]:

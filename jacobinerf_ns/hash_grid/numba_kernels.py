@@ -170,17 +170,11 @@ def _take(positions, start, count, places):
 
 
 @_compile
-def _corner(corners, i):
-    return (
-        corners[0, i],
-        corners[1, i],
-        corners[2, i],
-        corners[3, i],
-        corners[4, i],
-        corners[5, i],
-        corners[6, i],
-        corners[7, i],
-    )
+def _cell(corners, offsets, i):
+    """Return one point's entries and offsets."""
+    lower = corners[0, i], corners[1, i], corners[2, i], corners[3, i]
+    upper = corners[4, i], corners[5, i], corners[6, i], corners[7, i]
+    return lower + upper, offsets[0, i], offsets[1, i], offsets[2, i]
 
 
 @_compile
@@ -193,8 +187,7 @@ def _forward(positions, scalings, table, output, start, stop, lanes):
             rows = table[level]
             _cells(places, count, scalings[level], len(rows), corners, offsets)
             for i in range(count):
-                c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
-                x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
+                (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(corners, offsets, i)
                 u, v, w = _ONE - x, _ONE - y, _ONE - z
                 for f in range(len(lanes)):
                     near = (rows[c1, f] * x + rows[c0, f] * u) * v + (rows[c3, f] * x + rows[c2, f] * u) * y
@@ -211,8 +204,7 @@ def _table_gradient(positions, scalings, gradient, total, level, lanes):
         _take(positions, block, count, places)
         _cells(places, count, scaling, len(rows), corners, offsets)
         for i in range(count):
-            c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
-            x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
+            (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(corners, offsets, i)
             u, v, w = _ONE - x, _ONE - y, _ONE - z
             vw, yw, vz, yz = v * w, y * w, v * z, y * z
             for f in range(len(lanes)):
@@ -238,8 +230,7 @@ def _position_gradient(positions, scalings, table, gradient, total, start, stop,
             _cells(places, count, scaling, len(rows), corners, offsets)
             for i in range(count):
                 p = block + i
-                c0, c1, c2, c3, c4, c5, c6, c7 = _corner(corners, i)
-                x, y, z = offsets[0, i], offsets[1, i], offsets[2, i]
+                (c0, c1, c2, c3, c4, c5, c6, c7), x, y, z = _cell(corners, offsets, i)
                 u, v, w = _ONE - x, _ONE - y, _ONE - z
                 for f in range(len(lanes)):
                     share = gradient[p, level, f] * scaling
