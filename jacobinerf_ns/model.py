@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from jacobinerf_ns import shaping
 from jacobinerf_ns.compat.depth import SurfaceDepthRenderer
 from jacobinerf_ns.compat.kept_memory import keep_freed_memory
-from jacobinerf_ns.compat.nerfacto import built_of, implementation_named
+from jacobinerf_ns.compat.nerfacto import built_of, implementation_named, interlevel_loss_of
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
 from jacobinerf_ns.errors import UserError, one_line_exit
@@ -358,14 +358,18 @@ class JacobiNeRFModel(NerfactoModel):
                 parts.append(jacobian.trunk_jacobian(w, z, a[..., :units], inputs, rgb_weight, background).flatten(1))
             return torch.cat(parts, dim=-1)
 
+    @property
+    def _logged(self) -> bool:
+        """Whether losses and metrics of this step are looked at."""
+        return not self.training or (self.log_every > 0 and self.step % self.log_every == 0)
+
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Nerfacto's metrics; while shaping also both shaping losses and the cosines of positive and negative pairs.
 
         `batch["features"]` are those of the anchors, or a future of them. In training steps that are not logged
         (`log_every`) only what a loss is made of is here.
         """
-        logged = not self.training or (self.log_every > 0 and self.step % self.log_every == 0)
-        if logged:
+        if self._logged:
             metrics = super().get_metrics_dict(outputs, batch)
         else:
             metrics = {"distortion": nerfacto.distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])}
@@ -376,7 +380,7 @@ class JacobiNeRFModel(NerfactoModel):
             with torch.autocast(device_type=self.device.type, enabled=False):
                 jacobians, features = gather_rows(outputs["jacobians"]), gather_rows(features.float())
                 terms, threshold = shaping.shaping_terms(
-                    jacobians, features, self.pair_threshold, self.config.shaping, statistics=logged
+                    jacobians, features, self.pair_threshold, self.config.shaping, statistics=self._logged
                 )
             self.pair_threshold.copy_(threshold)
             metrics.update({name: value for name, value in terms._asdict().items() if value is not None})
@@ -387,7 +391,8 @@ class JacobiNeRFModel(NerfactoModel):
         self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Nerfacto's losses; while shaping also `mig_loss` and `norm_loss`."""
-        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        with self._proposal_loss_where_it_teaches(outputs):
+            losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if "jacobians" in outputs:
             assert metrics_dict is not None
             config = self.config.shaping
@@ -395,6 +400,12 @@ class JacobiNeRFModel(NerfactoModel):
             losses["mig_loss"] = share * config.mig_loss_mult * metrics_dict["mig"]
             losses["norm_loss"] = share * config.norm_loss_mult * metrics_dict["norm"]
         return losses
+
+    def _proposal_loss_where_it_teaches(self, outputs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Leave out the loss of proposal networks in steps in which they do not learn, unless it is logged."""
+        if not self.training or self._logged or any(part.requires_grad for part in outputs["weights_list"][:-1]):
+            return nullcontext()
+        return interlevel_loss_of(outputs["rgb"].new_zeros(()))
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.model_components.renderers import DepthRenderer, background_color_override_context
+from nerfstudio.models import nerfacto
 from tiny import tiny_config
 
 from jacobinerf_ns.compat.contraction import CubeContraction
@@ -301,6 +302,23 @@ def test_what_is_only_logged_is_made_in_logged_steps():
         torch.manual_seed(0)  # of the background
         losses.append(model.get_loss_dict(outputs, batch, metrics))
     assert all(torch.equal(value, losses[1][name]) for name, value in losses[0].items())
+
+
+def test_the_proposal_loss_is_left_out_where_nothing_learns_from_it(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    known = nerfacto.interlevel_loss
+    monkeypatch.setattr(nerfacto, "interlevel_loss", lambda *parts: asked.append(1) or known(*parts))
+    model = make_model(shaping_start_step=1 << 10).train()
+    model.log_every, sampler = 10, model.proposal_sampler
+    batch = {"image": torch.rand(RAYS, 3)}
+    for step, learns, expected in ((21, True, 1), (21, False, 0), (20, False, 1)):
+        asked.clear()
+        model.step, sampler._step, sampler._steps_since_update = step, 100, 1 << 10 if learns else 0
+        outputs = model(rays())
+        losses = model.get_loss_dict(outputs, batch, model.get_metrics_dict(outputs, batch))
+        assert len(asked) == expected
+        assert losses["interlevel_loss"].requires_grad == learns
+        assert bool(losses["interlevel_loss"] > 0) == bool(expected)
 
 
 @pytest.mark.parametrize("detach", [True, False])

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 from unittest import mock
 
+from nerfstudio.models import nerfacto
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from torch import Tensor
 
 from jacobinerf_ns.compat.contraction import CubeContraction
 from jacobinerf_ns.compat.lpips import LazyLpips
@@ -34,3 +36,14 @@ def implementation_named(config: NerfactoModelConfig, name: Literal["tcnn", "tor
         yield
     finally:
         config.implementation = before
+
+
+@contextmanager
+def interlevel_loss_of(loss: Tensor) -> Iterator[None]:
+    """Let nerfacto's losses have this as that of the proposal networks, without calculating it."""
+    before = nerfacto.interlevel_loss
+    nerfacto.interlevel_loss = lambda *_: loss
+    try:
+        yield
+    finally:
+        nerfacto.interlevel_loss = before
