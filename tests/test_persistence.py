@@ -9,7 +9,7 @@ import torch
 from jacobinerf_ns.annotations.schema import Click, Label
 from jacobinerf_ns.core.partition import Partition
 from jacobinerf_ns.core.persistence import HIGHEST, LOWEST, PULL, TYPICAL, members, stages
-from jacobinerf_ns.core.plateaus import ALIKE, LIKELY, Thing, consensus, find_plateaus
+from jacobinerf_ns.core.plateaus import ALIKE, SMALL, Thing, consensus, find_plateaus
 from jacobinerf_ns.core.propagation import Prototypes
 from jacobinerf_ns.core.segments import MergeTree, cut
 from jacobinerf_ns.labels.snapshot import LabelSnapshot, Mark
@@ -113,9 +113,9 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
         found = find_plateaus(responses, [Thing(likely, 3.0), Thing(part, 1.0), Thing(whole, 1.0)])
         assert [int((responses >= level).sum()) for level in found.levels] == [20, 60]
         assert int((responses >= found.levels[found.natural]).sum()) == size
-    # One that hardly lasts is offered, and does not say what is natural.
-    weak = find_plateaus(responses, [Thing(whole, LIKELY - 0.1)])
-    assert int((responses >= weak.levels[weak.natural]).sum()) == 20
+    # One that hardly lasts says more than a histogram all the same.
+    weak = find_plateaus(responses, [Thing(whole, -3.0)])
+    assert int((responses >= weak.levels[weak.natural]).sum()) == 60
     assert [int((responses >= level).sum()) for level in weak.levels] == [20, 60]
     # A thing that the field knows nothing of changes nothing, and neither do the scene as a whole and a few pixels.
     other, scene, few = np.arange(1000) > 700, np.ones(1000, bool), np.arange(1000) < 3
@@ -126,6 +126,15 @@ def test_the_natural_level_is_that_of_the_likeliest_thing():
     assert [int((responses >= level).sum()) for level in without.levels] == [20, 60]
 
 
+def test_of_two_that_are_as_much_things_the_smaller_is_meant():
+    # Both are selected at the same distance from the usual level, and as well.
+    responses = torch.cat([torch.full((30,), 0.88), torch.full((270,), 0.74), torch.full((700,), 0.58)])
+    picture, wall = np.arange(1000) < 30, np.arange(1000) < 300
+    for more, expected in ((0.0, 30), (0.9 * SMALL, 30), (3.0 * SMALL, 300)):
+        found = find_plateaus(responses, [Thing(picture, 1.0), Thing(wall, 1.0 + more)])
+        assert int((responses >= found.levels[found.natural]).sum()) == expected
+
+
 def test_things_of_one_level_are_likelier_together():
     responses = torch.cat([torch.full((20,), 0.9), torch.full((40,), 0.75), torch.full((940,), 0.4)])
     part, whole, most = (np.arange(1000) < size for size in (20, 60, 58))
@@ -134,9 +143,9 @@ def test_things_of_one_level_are_likelier_together():
         found = find_plateaus(responses, things)
         return int((responses >= found.levels[found.natural]).sum())
 
-    assert selected(Thing(part, 1.5), Thing(whole, 1.56)) == 20
-    assert selected(Thing(part, 1.5), Thing(whole, 1.56), Thing(most, 1.56)) == 60
-    assert selected(Thing(part, 2.5), Thing(whole, 1.56), Thing(most, 1.56)) == 20
+    assert selected(Thing(part, 1.5), Thing(whole, 2.32)) == 20
+    assert selected(Thing(part, 1.5), Thing(whole, 2.32), Thing(most, 2.38)) == 60
+    assert selected(Thing(part, 2.5), Thing(whole, 2.32), Thing(most, 2.38)) == 20
 
 
 def parts() -> Parts:

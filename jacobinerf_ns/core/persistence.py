@@ -19,9 +19,9 @@ from jaxtyping import Bool, Int
 
 from jacobinerf_ns.core.segments import MergeTree, cut
 
-TYPICAL, PULL = 0.4, 0.5
-"""Height around which things are born and die, and what it costs to be far from it. 0.35 to 0.5 and 0.35 to 0.75
-select about the same."""
+TYPICAL, PULL = 0.65, 1.0
+"""Height around which things are born and die, and what it costs to be far from it. 0.6 to 0.8 and 0.75 to 1.5 select
+about the same."""
 SAME = 1.2
 """Growth up to which a segment is the same thing."""
 LOWEST, HIGHEST = 0.14, 4.0

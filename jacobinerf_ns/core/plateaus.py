@@ -14,9 +14,11 @@ half the room is the most stable. So the natural level is the one where
     log(|dL/dθ| + flat) + pull · (θ − typical)²
 is least: stable, and of what responds nearly as the clicked place itself does.
 
-Where it is known which parts of the scene things are (`persistence.py`), and one of them is likely enough, that says
-more than a histogram: the natural level is then the one whose selection is most like the likeliest thing,
+Where it is known which parts of the scene things are (`persistence.py`), that says more than a histogram: the natural
+level is then the one whose selection is most like the likeliest thing,
     argmax over θ of |{R ≥ θ} ∩ T| / |{R ≥ θ} ∪ T|,   T the pixels of the thing.
+A thing is likelier the more it is one, and the smaller: a click that was meant for a wall would seldom have fallen on
+just this picture (the size principle; Tenenbaum and Griffiths, Behavioral and Brain Sciences 2001).
 The field still draws the outline, in views and at distances from which nobody has looked at things.
 """
 
@@ -50,11 +52,10 @@ FITS = 0.5
 """Overlap (0..1) with a thing from which on a level is a level of it; with less, the field knows no such thing."""
 NEARLY = 0.04
 """Overlap (0..1) by which levels may differ that select a thing as well."""
-LARGE, KNOWN, NEAR, LIKELY = 0.4, 1.0, 4.0, 0.6
-"""What counts for a thing beside its score: how little of the scene it is, times log (1 − share), since most of a scene
-is background; how well the field knows it, times log of the overlap with its best level; how far that is from
-`OF_THINGS`. And the sum from which on it is taken for what is meant. Found on trainings on `nook`, the demo room,
-`atelier` and the fox; 0 to 0.5, 0.8 to 1.2, 3 to 6, and 0.4 to 0.65 select about the same."""
+SMALL, KNOWN, NEAR = 0.7, 2.5, 6.0
+"""What counts for a thing beside its score: how little of the scene it is, times −log share; how well the field knows
+it, times log of the overlap with its best level; how far that is from `OF_THINGS`. Found on trainings on `nook`, the
+demo room, `atelier` and the fox; 0.5 to 1, 1.5 to 3 and 4.5 to 8 select about the same."""
 OF_THINGS = 0.73
 """Level at which a field that knows a thing selects it, as a rule."""
 TOGETHER, SAME_LEVEL = 0.1, 0.035
@@ -62,7 +63,7 @@ TOGETHER, SAME_LEVEL = 0.1, 0.035
 t · log Σ exp(s / t), t the first number. Where two choices are about as likely, it is no longer chance which is taken:
 0.05 to 0.15 select about the same."""
 AMONG_THINGS, PULL_THERE = 0.81, 200.0
-"""The typical level and its pull where things are known and none is likely: what all trees agree on is little."""
+"""The typical level and its pull where things are known and no level fits one: what all trees agree on is little."""
 ALIKE, LEAST_OVERLAP = 1.0, 1e-3
 """How much what another tree has counts less, times the log of the overlap (0..1), and the overlap that is none. 1 to
 1.4 select about the same; with 0.25 a tree that has half of a thing spoke for it, and half a cabinet was selected."""
@@ -150,10 +151,10 @@ def find_plateaus(responses: Float[Tensor, "pixels"], things: Sequence[Thing] = 
         return Plateaus((COMMON_THRESHOLD,), 0)
     tried, inside = GRID[says], inside[says]
     fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
-    of_things, score = _of_things(raw, things, tried, inside)
+    of_things = _of_things(raw, things, tried, inside)
     typical, pull = (AMONG_THINGS, PULL_THERE) if things else (TYPICAL, PULL)
     stable = np.log(_change(ordered, tried, REACH) + FLAT) + pull * (tried - typical) ** 2
-    natural = of_things[0] if score >= LIKELY else int(stable.argmin())
+    natural = of_things[0] if of_things else int(stable.argmin())
     kept = [natural]
     for level in of_things + sorted(_valleys(fine), key=lambda level: (fine[level], level)):
         if all(abs(np.log(inside[level] / inside[other])) >= STEP for other in kept):
@@ -167,11 +168,8 @@ def _of_things(
     things: Sequence[Thing],
     tried: Float[np.ndarray, "levels"],
     inside: Int[np.ndarray, "levels"],
-) -> tuple[list[int], float]:
-    """Return the levels that select a thing best, from the likeliest on, and how likely the likeliest thing is.
-
-    Things that no level fits are left out.
-    """
+) -> list[int]:
+    """Return the levels that select a thing best, from the likeliest on; things that no level fits are left out."""
     found = []
     for thing in things:
         own = np.sort(responses[thing.members])
@@ -180,14 +178,14 @@ def _of_things(
         if FEWEST <= len(own) <= MOST * len(responses) and overlap.max() >= FITS:
             level, share = _middle(overlap), len(own) / len(responses)
             seen = KNOWN * np.log(overlap.max()) - NEAR * (tried[level] - OF_THINGS) ** 2
-            found.append((float(thing.score + LARGE * np.log1p(-share) + seen), level))
+            found.append((float(thing.score - SMALL * np.log(share) + seen), level))
     if not found:
-        return [], -np.inf
+        return []
     sums, levels = np.array([each for each, _ in found]), np.array([level for _, level in found])
     same = np.abs(tried[levels][:, None] - tried[levels]) <= SAME_LEVEL
     likely = (np.exp((sums - sums.max()) / TOGETHER) * same).sum(axis=1)  # its logarithm would order them alike
     order = np.lexsort([-levels, -sums, -likely])
-    return levels[order].tolist(), float(sums.max())
+    return levels[order].tolist()
 
 
 def _middle(overlap: Float[np.ndarray, "levels"]) -> int:
