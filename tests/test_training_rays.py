@@ -46,7 +46,8 @@ def all_pixels(of: Cameras) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE])
 @pytest.mark.parametrize("bent", [True, False])
-def test_rays_from_a_table_are_nerfstudios(kind: CameraType, bent: bool):
+def test_rays_from_a_table_are_nerfstudios(kind: CameraType, bent: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training_rays, "PIXELS_AT_ONCE", 100)
     changes = {} if bent else {"distortion_params": None}
     known = cameras(camera_type=kind, **changes)
     made = ray_generator(known)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 TABLE_BYTES = 1 << 28
 """Largest table of pixels; a capture of which each photo has a lens of its own may need more."""
+PIXELS_AT_ONCE = 1 << 18
+"""Pixels that nerfstudio is asked for at a time: it takes some hundred bytes for each."""
 _PIXEL_BYTES = 5 * 4
 _CENTRAL = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value, CameraType.FISHEYE624.value)
 """Cameras whose rays all begin where the camera is, and whose directions know nothing of where it looks."""
@@ -144,5 +146,8 @@ def _pixel_table(cameras: Cameras, place: int) -> Float[Tensor, "pixels 5"]:
     """Return what nerfstudio says of all pixels of a camera that stands in the origin and looks along −z."""
     camera = cameras[place : place + 1]
     camera.camera_to_worlds = torch.eye(4, device=cameras.device)[None, :3]
-    rays = camera.generate_rays(camera_indices=0).flatten()
-    return torch.cat([rays.directions, rays.metadata["directions_norm"], rays.pixel_area], dim=-1)
+    parts = []
+    for coords in camera.get_image_coords().reshape(-1, 2).split(PIXELS_AT_ONCE):
+        rays = camera.generate_rays(camera_indices=0, coords=coords.to(cameras.device))
+        parts.append(torch.cat([rays.directions, rays.metadata["directions_norm"], rays.pixel_area], dim=-1))
+    return torch.cat(parts)
