@@ -1,6 +1,7 @@
 """Rays from tables, and samples made in their shape, against what nerfstudio makes."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from jacobinerf_ns.compat.training_rays import TabledRays, TrainingRays, ray_gen
 BENT = [0.05, -0.08, 0.0, 0.0, 0.001, -0.002]
 
 
-def cameras(count: int = 5, **changes: object) -> Cameras:
+def cameras(count: int = 5, **changes: Any) -> Cameras:
     """Cameras that stand and look anywhere; two lenses of two sizes, one of them bent."""
     generator = torch.Generator().manual_seed(0)
     turned = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))[0]
@@ -48,7 +49,7 @@ def all_pixels(of: Cameras) -> torch.Tensor:
 @pytest.mark.parametrize("bent", [True, False])
 def test_rays_from_a_table_are_nerfstudios(kind: CameraType, bent: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(training_rays, "PIXELS_AT_ONCE", 100)
-    changes = {} if bent else {"distortion_params": None}
+    changes: dict = {} if bent else {"distortion_params": None}
     known = cameras(camera_type=kind, **changes)
     made = ray_generator(known)
     assert isinstance(made, TabledRays)
@@ -72,11 +73,12 @@ def test_the_table_holds_each_lens_once():
 
 
 def test_cameras_that_no_table_describes_are_left_to_nerfstudio(monkeypatch: pytest.MonkeyPatch):
-    for changes in (
+    others: list[dict] = [
         {"camera_type": CameraType.ORTHOPHOTO},
         {"times": torch.zeros(5, 1)},
         {"metadata": {"sensor": torch.zeros(5, 1)}},
-    ):
+    ]
+    for changes in others:
         assert type(ray_generator(cameras(**changes))) is RayGenerator
     monkeypatch.setattr(training_rays, "TABLE_BYTES", 20 * (32 * 24 + 27 * 31) - 1)
     assert type(ray_generator(cameras())) is RayGenerator
@@ -128,9 +130,11 @@ def test_samples_are_nerfstudios():
 def test_gradients_reach_rays_and_distances():
     found = []
     for bundle in bundles():
-        bundle.directions.requires_grad_(), bundle.origins.requires_grad_()
+        bundle.directions.requires_grad_()
+        bundle.origins.requires_grad_()
         edges = torch.linspace(0.2, 3.0, 5).repeat(7, 1)[..., None].requires_grad_()
         samples = bundle.get_ray_samples(edges[:, :-1], edges[:, 1:])
+        assert samples.deltas is not None
         total = samples.frustums.get_positions().square().sum() + samples.deltas.square().sum()
         found.append(torch.autograd.grad(total, [bundle.directions, bundle.origins, edges]))
     for ours, theirs in zip(*found, strict=True):
