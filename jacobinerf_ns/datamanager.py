@@ -18,7 +18,6 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from jacobinerf_ns.compat.byte_images import as_floats, float_bytes, images_as_bytes
-from jacobinerf_ns.compat.training_rays import ray_generator
 from jacobinerf_ns.core.gathering import rank_zero_first
 from jacobinerf_ns.dataparsers.jacobinerf_data import JacobiNeRFDataParserConfig
 from jacobinerf_ns.dataparsers.label_folders import add_label_maps
@@ -156,10 +155,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         )
 
     def setup_train(self) -> None:
-        """Nerfstudio's set-up; a large capture is held as bytes, and rays come from tables."""
+        """Nerfstudio's set-up; a large capture is held as bytes."""
         with self._images_of(self.train_dataset):
             super().setup_train()
-        self.train_ray_generator = ray_generator(self.train_dataset.cameras.to(self.device))
 
     def setup_eval(self) -> None:
         """Nerfstudio's set-up; a large data set is held as bytes."""
