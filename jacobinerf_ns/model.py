@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from jacobinerf_ns import shaping
 from jacobinerf_ns.compat.depth import SurfaceDepthRenderer
 from jacobinerf_ns.compat.kept_memory import keep_freed_memory
-from jacobinerf_ns.compat.nerfacto import built_of, implementation_named, interlevel_loss_of
+from jacobinerf_ns.compat.nerfacto import built_of, implementation_named, proposal_loss_left_out
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
 from jacobinerf_ns.errors import UserError, one_line_exit
@@ -390,8 +390,12 @@ class JacobiNeRFModel(NerfactoModel):
     def get_loss_dict(
         self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Nerfacto's losses; while shaping also `mig_loss` and `norm_loss`."""
-        with self._proposal_loss_where_it_teaches(outputs):
+        """Nerfacto's losses; while shaping also `mig_loss` and `norm_loss`.
+
+        That of the proposal networks is left out where they do not learn from it and it is not logged.
+        """
+        wanted = self._logged or any(part.requires_grad for part in outputs["weights_list"][:-1])
+        with nullcontext() if wanted else proposal_loss_left_out():
             losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if "jacobians" in outputs:
             assert metrics_dict is not None
@@ -400,12 +404,6 @@ class JacobiNeRFModel(NerfactoModel):
             losses["mig_loss"] = share * config.mig_loss_mult * metrics_dict["mig"]
             losses["norm_loss"] = share * config.norm_loss_mult * metrics_dict["norm"]
         return losses
-
-    def _proposal_loss_where_it_teaches(self, outputs: dict[str, Any]) -> AbstractContextManager[None]:
-        """Leave out the loss of proposal networks in steps in which they do not learn, unless it is logged."""
-        if not self.training or self._logged or any(part.requires_grad for part in outputs["weights_list"][:-1]):
-            return nullcontext()
-        return interlevel_loss_of(outputs["rgb"].new_zeros(()))
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:

@@ -1,16 +1,15 @@
-"""nerfacto's constructor with other parts: it builds its field, contraction and LPIPS by name, and takes none of them.
+"""nerfacto with other parts: it finds its field, contraction, LPIPS and losses by name, and takes none of them.
 
 Until nerfstudio lets a model say which classes it is built of.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 from unittest import mock
 
 from nerfstudio.models import nerfacto
 from nerfstudio.models.nerfacto import NerfactoModelConfig
-from torch import Tensor
 
 from jacobinerf_ns.compat.contraction import CubeContraction
 from jacobinerf_ns.compat.lpips import LazyLpips
@@ -38,12 +37,6 @@ def implementation_named(config: NerfactoModelConfig, name: Literal["tcnn", "tor
         config.implementation = before
 
 
-@contextmanager
-def interlevel_loss_of(loss: Tensor) -> Iterator[None]:
-    """Let nerfacto's losses have this as that of the proposal networks, without calculating it."""
-    before = nerfacto.interlevel_loss
-    nerfacto.interlevel_loss = lambda *_: loss
-    try:
-        yield
-    finally:
-        nerfacto.interlevel_loss = before
+def proposal_loss_left_out() -> AbstractContextManager[Any]:
+    """Let nerfacto's losses have 0 as that of the proposal networks, without calculating it."""
+    return mock.patch.object(nerfacto, "interlevel_loss", lambda weights, _: weights[-1].new_zeros(()))

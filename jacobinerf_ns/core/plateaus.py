@@ -152,15 +152,19 @@ def find_plateaus(responses: Float[Tensor, "pixels"], things: Sequence[Thing] = 
     tried, inside = GRID[says], inside[says]
     fine = np.log(_change(ordered, tried, FINE_REACH) + FLAT)
     of_things = _of_things(raw, things, tried, inside)
-    typical, pull = (AMONG_THINGS, PULL_THERE) if things else (TYPICAL, PULL)
-    stable = np.log(_change(ordered, tried, REACH) + FLAT) + pull * (tried - typical) ** 2
-    natural = of_things[0] if of_things else int(stable.argmin())
+    natural = of_things[0] if of_things else _stablest(ordered, tried, among_things=len(things) > 0)
     kept = [natural]
     for level in of_things + sorted(_valleys(fine), key=lambda level: (fine[level], level)):
         if all(abs(np.log(inside[level] / inside[other])) >= STEP for other in kept):
             kept.append(level)
     kept.sort(reverse=True)
     return Plateaus(tuple(round(float(tried[level]), 2) for level in kept), kept.index(natural))
+
+
+def _stablest(ordered: Float[np.ndarray, "pixels"], tried: Float[np.ndarray, "levels"], among_things: bool) -> int:
+    """Return the level around which least changes, of those that select what responds nearly as the click itself."""
+    typical, pull = (AMONG_THINGS, PULL_THERE) if among_things else (TYPICAL, PULL)
+    return int((np.log(_change(ordered, tried, REACH) + FLAT) + pull * (tried - typical) ** 2).argmin())
 
 
 def _of_things(
