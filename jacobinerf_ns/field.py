@@ -164,8 +164,8 @@ class ColourHead(nn.Module):
             return None, self.trunk(features)
         inputs = features
         for layer in self.trunk.layers[:-1]:
-            inputs = torch.relu(layer(inputs))
-        return inputs, torch.relu(self.trunk.layers[-1](inputs))
+            inputs = torch.relu_(layer(inputs))
+        return inputs, torch.relu_(self.trunk.layers[-1](inputs))
 
 
 class JacobiNeRFField(NerfactoField):

@@ -19,9 +19,15 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from jacobinerf_ns import shaping
-from jacobinerf_ns.compat.depth import SurfaceDepthRenderer
+from jacobinerf_ns.compat.depth import ExpectedDepthRenderer, SurfaceDepthRenderer
 from jacobinerf_ns.compat.kept_memory import keep_freed_memory
-from jacobinerf_ns.compat.nerfacto import built_of, implementation_named, proposal_loss_left_out
+from jacobinerf_ns.compat.nerfacto import (
+    built_of,
+    density_at,
+    implementation_named,
+    proposal_loss_left_out,
+    write_over_inputs,
+)
 from jacobinerf_ns.core import jacobian
 from jacobinerf_ns.core.gathering import gather_rows
 from jacobinerf_ns.errors import UserError, one_line_exit
@@ -124,7 +130,9 @@ class JacobiNeRFModel(NerfactoModel):
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
-        self.renderer_depth = SurfaceDepthRenderer()
+        self.renderer_depth, self.renderer_expected_depth = SurfaceDepthRenderer(), ExpectedDepthRenderer()
+        self.density_fns = [partial(density_at, function.__self__) for function in self.density_fns]
+        write_over_inputs(self)
         self._check_shaped_layers()
         if chosen == "jit":
             self._compile_hash_grids()

@@ -224,7 +224,9 @@ def test_the_contraction_is_nerfstudios():
     ours, theirs = CubeContraction(), SceneContraction(order=float("inf"))
     points = torch.cat([torch.randn(500, 3) * 3, torch.tensor([[1.0, 0, 0], [0.5, -0.5, 0.5], [0, 0, -7.0]])])
     one, other = (points.clone().requires_grad_(True) for _ in range(2))
-    assert torch.equal(ours(one), theirs(other))
+    assert torch.allclose(ours(one), theirs(other), rtol=1e-6, atol=0)
+    within = points[points.abs().amax(dim=-1) <= 1]
+    assert torch.equal(ours(within), within)
     direction = torch.randn(len(points), 3)
     (ours(one) * direction).sum().backward()
     (theirs(other) * direction).sum().backward()
@@ -235,7 +237,13 @@ def test_the_contraction_is_nerfstudios():
     assert all(isinstance(part.spatial_distortion, CubeContraction) for part in [model.field, *model.proposal_networks])
 
 
-def test_depth_is_where_rays_meet_surfaces_and_in_training_the_median():
+def test_proposal_networks_answer_at_points_as_nerfstudio_asks_them():
+    model, points = make_model(), 2 * torch.randn(5, 7, 3)
+    for ours, network in zip(model.density_fns, model.proposal_networks, strict=True):
+        assert torch.equal(ours(points), network.density_fn(points))
+
+
+def test_depth_is_where_rays_meet_surfaces_and_in_training_nobody_renders_it():
     model = make_model(average_init_density=5.0, num_nerf_samples_per_ray=64).eval()
     with torch.no_grad():
         traced = model.trace(rays())
@@ -243,9 +251,12 @@ def test_depth_is_where_rays_meet_surfaces_and_in_training_the_median():
     middles = (samples.frustums.starts + samples.frustums.ends)[..., 0] / 2
     depth = surface_distances(traced.weights, middles)
     assert torch.equal(traced.outputs["depth"][:, 0], depth)
-    median = DepthRenderer("median")(traced.weights[..., None], samples)[:, 0]
-    assert not torch.equal(median, depth)
-    assert torch.equal(model.renderer_depth.train()(traced.weights[..., None], samples)[:, 0], median)
+    expected = DepthRenderer("expected")(traced.weights[..., None], samples)
+    assert torch.equal(traced.outputs["expected_depth"], expected)
+    for renderer in (model.renderer_depth, model.renderer_expected_depth):
+        unseen = renderer.train()(traced.weights[..., None], samples)
+        assert unseen.shape == expected.shape
+        assert unseen.isnan().all()
 
 
 def test_an_overridden_background_is_a_constant():

@@ -9,8 +9,8 @@ from torch import Tensor
 class CubeContraction(SceneContraction):
     """Contracts space to a cube of side 4 by the largest coordinate (mip-NeRF 360, in the form that nerfacto takes).
 
-    The same numbers as nerfstudio's with order infinity: torch's vector norm of many triples is ten times slower than
-    two maxima of columns.
+    nerfstudio's with order infinity, but for rounding outside of the unit cube: torch's vector norm of many triples is
+    ten times slower than two maxima of columns, and one factor a point, 1 inside, spares a choice.
     """
 
     def __init__(self, order: float = float("inf")) -> None:
@@ -19,5 +19,5 @@ class CubeContraction(SceneContraction):
 
     def forward(self, positions: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs 3"]:
         x, y, z = positions.abs().unbind(-1)
-        largest = torch.maximum(torch.maximum(x, y), z)[..., None]
-        return torch.where(largest < 1, positions, (2 - (1 / largest)) * (positions / largest))
+        nearness = 1 / torch.maximum(torch.maximum(x, y), z).clamp_min(1)
+        return positions * ((2 - nearness) * nearness)[..., None]

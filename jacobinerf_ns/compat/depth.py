@@ -1,5 +1,6 @@
-"""Nerfacto's depth outside of training: where rays meet surfaces, by `core.distances`."""
+"""Nerfacto's depths outside of training, where somebody looks at them: surfaces by `core.distances`, and expected ones."""
 
+import math
 from typing import Any
 
 from jaxtyping import Float
@@ -11,18 +12,35 @@ from jacobinerf_ns.core.distances import surface_distances
 
 
 class SurfaceDepthRenderer(DepthRenderer):
-    """Nerfacto's median depth, and outside of training the distance of the surface that a ray meets."""
+    """The distance of the surface that a ray meets."""
 
     def __init__(self) -> None:
         super().__init__(method="median")
 
     def forward(
-        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *args: Any, **kwargs: Any
+        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *_: Any, **__: Any
     ) -> Float[Tensor, "*rays 1"]:
-        """Return distances along rays in scene units. Nobody looks at those of training rays: they are cheap."""
+        """Return distances along rays in scene units; of training rays, whose depth no loss asks for, NaN."""
         if self.training:
-            return super().forward(weights, ray_samples, *args, **kwargs)
+            return _not_rendered(weights)
         frustums = ray_samples.frustums
         middles = (frustums.starts + frustums.ends)[..., 0] / 2
         found = surface_distances(weights[..., 0].flatten(0, -2).float(), middles.flatten(0, -2).float())
         return found.view(*weights.shape[:-2], 1)
+
+
+class ExpectedDepthRenderer(DepthRenderer):
+    """Nerfacto's expected depth."""
+
+    def __init__(self) -> None:
+        super().__init__(method="expected")
+
+    def forward(
+        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "*rays 1"]:
+        """Return distances along rays in scene units; of training rays NaN."""
+        return _not_rendered(weights) if self.training else super().forward(weights, ray_samples, *args, **kwargs)
+
+
+def _not_rendered(weights: Float[Tensor, "*rays samples 1"]) -> Float[Tensor, "*rays 1"]:
+    return weights.new_full((1,), math.nan).expand(*weights.shape[:-2], 1)
