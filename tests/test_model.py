@@ -10,6 +10,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.fields.base_field import Field
 from nerfstudio.model_components.renderers import DepthRenderer, background_color_override_context
 from nerfstudio.models import nerfacto
 from tiny import tiny_config
@@ -240,6 +241,7 @@ def test_the_contraction_is_nerfstudios():
 def test_proposal_networks_answer_at_points_as_nerfstudio_asks_them():
     model, points = make_model(), 2 * torch.randn(5, 7, 3)
     for ours, network in zip(model.density_fns, model.proposal_networks, strict=True):
+        assert isinstance(network, Field)
         assert torch.equal(ours(points), network.density_fn(points))
 
 

@@ -1,4 +1,4 @@
-"""Nerfacto's depths outside of training, where somebody looks at them: surfaces by `core.distances`, and expected ones."""
+"""Nerfacto's depths, outside of training alone: where rays meet surfaces, by `core.distances`, and expected ones."""
 
 import math
 from typing import Any

@@ -70,7 +70,7 @@ class Places:
 
 
 def density_at(network: Field, points: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs 1"]:
-    """Density that a proposal network finds at points: nerfstudio's `density_fn`, which makes rays of no length first."""
+    """Density that a proposal network finds at points; nerfstudio's `density_fn` first makes rays of no length."""
     return network.get_density(Places(points))[0]  # pyright: ignore[reportArgumentType]
 
 
