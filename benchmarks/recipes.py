@@ -44,13 +44,7 @@ PARSERS = {
     "replica-data": ReplicaDataParserConfig,
     "scannet-labels": ScanNetLabelsParserConfig,
 }
-STOCK = {
-    "entity_units": 0,
-    "shaped_layers": "rgb",
-    "background_color": "last_sample",
-    "hidden_dim_color": 64,
-    "proposal_warmup": 5000,
-}
+STOCK = {"entity_units": 0, "shaped_layers": "rgb", "background_color": "last_sample"}
 """What the model of a plain run has of nerfacto, whatever the method says."""
 METHODS = {str(method.config.method_name): method.config for method in (jacobinerf, jacobinerf_lite, jacobinerf_paper)}
 

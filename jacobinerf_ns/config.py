@@ -41,10 +41,6 @@ LITE_MODEL = replace(
     max_res=512,
     num_proposal_samples_per_ray=(32, 16),
     num_nerf_samples_per_ray=24,
-    # Entities have units of their own, and of 64 half were dead at the end.
-    hidden_dim_color=32,
-    # By step 1,000 rooms have their shape; learning where to look in every sixth step keeps up with the rest.
-    proposal_warmup=1000,
     camera_optimizer=CameraOptimizerConfig(mode="off"),
     use_appearance_embedding=False,
     # Its own teacher looks at the field's depth: most of the training makes that.

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from miniatures import write_replica, write_scannet
-from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from jacobinerf_ns.config import jacobinerf_lite
 from jacobinerf_ns.errors import UserError
@@ -328,13 +327,6 @@ def test_a_scaled_schedule_keeps_its_proportions_and_a_name_of_its_own(tmp_path:
     assert lite.max_num_iterations == jacobinerf_lite.config.max_num_iterations
     assert not lite.pipeline.model.shaping.active
     assert paper_protocol.Place(benchmark, tmp_path, steps_scale=0.1).name == "mini-replica-x0.1"
-
-
-def test_a_plain_run_has_what_nerfacto_has():
-    stock, plain = NerfactoModelConfig(), recipes.Recipe("any", {"kind": "handcrafted"}).make_config("plain", 0)
-    shaped = recipes.Recipe("any", {"kind": "handcrafted"}).make_config("shaped", 0)
-    for name in ("hidden_dim_color", "proposal_warmup", "background_color"):
-        assert getattr(plain.pipeline.model, name) == getattr(stock, name) != getattr(shaped.pipeline.model, name)
 
 
 def value(scene: str, seed: int, number: float) -> Any:
