@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from jacobinerf_ns import shaping
-from jacobinerf_ns.compat.depth import ExpectedDepthRenderer, SurfaceDepthRenderer
+from jacobinerf_ns.compat.depth import SurfaceDepthRenderer, ViewDepthRenderer
 from jacobinerf_ns.compat.kept_memory import keep_freed_memory
 from jacobinerf_ns.compat.nerfacto import (
     built_of,
@@ -130,7 +130,7 @@ class JacobiNeRFModel(NerfactoModel):
         ):
             super().populate_modules()
         assert isinstance(self.field, JacobiNeRFField), "nerfacto no longer builds its field by this name"
-        self.renderer_depth, self.renderer_expected_depth = SurfaceDepthRenderer(), ExpectedDepthRenderer()
+        self.renderer_depth, self.renderer_expected_depth = SurfaceDepthRenderer(), ViewDepthRenderer("expected")
         self.density_fns = [partial(density_at, function.__self__) for function in self.density_fns]
         write_over_inputs(self)
         self._check_shaped_layers()

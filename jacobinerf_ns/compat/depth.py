@@ -11,36 +11,32 @@ from torch import Tensor
 from jacobinerf_ns.core.distances import surface_distances
 
 
-class SurfaceDepthRenderer(DepthRenderer):
-    """The distance of the surface that a ray meets."""
-
-    def __init__(self) -> None:
-        super().__init__(method="median")
-
-    def forward(
-        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *_: Any, **__: Any
-    ) -> Float[Tensor, "*rays 1"]:
-        """Return distances along rays in scene units; of training rays, whose depth no loss asks for, NaN."""
-        if self.training:
-            return _not_rendered(weights)
-        frustums = ray_samples.frustums
-        middles = (frustums.starts + frustums.ends)[..., 0] / 2
-        found = surface_distances(weights[..., 0].flatten(0, -2).float(), middles.flatten(0, -2).float())
-        return found.view(*weights.shape[:-2], 1)
-
-
-class ExpectedDepthRenderer(DepthRenderer):
-    """Nerfacto's expected depth."""
-
-    def __init__(self) -> None:
-        super().__init__(method="expected")
+class ViewDepthRenderer(DepthRenderer):
+    """nerfstudio's depth of views; that of training rays, which no loss asks for, is NaN."""
 
     def forward(
         self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *args: Any, **kwargs: Any
     ) -> Float[Tensor, "*rays 1"]:
-        """Return distances along rays in scene units; of training rays NaN."""
-        return _not_rendered(weights) if self.training else super().forward(weights, ray_samples, *args, **kwargs)
+        """Return distances along rays in scene units."""
+        if self.training:
+            return weights.new_full((1,), math.nan).expand(*weights.shape[:-2], 1)
+        return self.of_view(weights, ray_samples, *args, **kwargs)
+
+    def of_view(
+        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "*rays 1"]:
+        """Return distances along the rays of a view, as nerfstudio's method has them."""
+        return super().forward(weights, ray_samples, *args, **kwargs)
 
 
-def _not_rendered(weights: Float[Tensor, "*rays samples 1"]) -> Float[Tensor, "*rays 1"]:
-    return weights.new_full((1,), math.nan).expand(*weights.shape[:-2], 1)
+class SurfaceDepthRenderer(ViewDepthRenderer):
+    """The distance of the surface that a ray meets."""
+
+    def of_view(
+        self, weights: Float[Tensor, "*rays samples 1"], ray_samples: RaySamples, *_: Any, **__: Any
+    ) -> Float[Tensor, "*rays 1"]:
+        """Return distances along rays in scene units."""
+        frustums = ray_samples.frustums
+        middles = (frustums.starts + frustums.ends)[..., 0] / 2
+        found = surface_distances(weights[..., 0].flatten(0, -2).float(), middles.flatten(0, -2).float())
+        return found.view(*weights.shape[:-2], 1)
