@@ -1,8 +1,11 @@
 """The hash grid's kernels for the CPU, compiled by numba; letters and meaning as in `grid`.
 
-Threads. Work is shared out over threads of our own instead of numba's `prange`: the kernels release the interpreter's
-lock and each call gets a part. numba's threading layers each forbid something that happens here: `workqueue` aborts the
-process when the viewer's thread and the training thread meet, GNU OpenMP ends forked children, TBB is rarely installed.
+Threads. Work is shared out over torch's own threads: a kernel is a C function that takes parts off a counter until none
+are left, and torch's OpenMP library calls it on its team, which waits for work while it spins. Threads of our own would
+have to share a core with one that spins, and two were no faster than one. Where there is no such library (macOS,
+Windows), and in a forked child, whose team stayed behind with its parent, threads of our own call it after all. numba's
+threading layers each forbid something that happens here: `workqueue` aborts the process when the viewer's thread and
+the training thread meet, GNU OpenMP ends forked children, TBB is rarely installed.
 As many threads work as torch itself uses, so that single-threaded jobs side by side stay single-threaded.
 
 Determinism. A part is some points, or for the table's gradient a level: no two parts write to the same place, and each
@@ -18,18 +21,21 @@ sixteen at a time; fetching them is waiting for memory, and in a loop that does 
 unrolls the loops over features.
 """
 
+import ctypes
 import os
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 
+from jacobinerf_ns.compat.c_library import c_function
 from jacobinerf_ns.hash_grid.grid import PRIMES
 
 _ONE = np.float32(1)
@@ -38,80 +44,100 @@ _BLOCK = 512
 """Points that pass through all levels together: their outputs stay in the L1 cache, one level's table in the L2."""
 _PART = 4 * _BLOCK
 """Points in one part of the work; much smaller ones are not worth waking a thread for."""
+_PARENT = os.getpid()
+_made: list[Any] = []
+"""Kernels that were asked for, one of each kind and number of features."""
 
 
-def _compile(function: Callable[..., Any]) -> Any:
-    """Compiles when first called, or reads what was compiled before: `NUMBA_CACHE_DIR`, beside this file, or in home.
+def _cached(decorate: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Keep what a decorator of numba compiles, in `NUMBA_CACHE_DIR`, beside this file, or in home.
 
     Where none of these can be written to, numba refuses to cache at all; then every process compiles for itself.
     """
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
+
+    def compile(function: Callable[..., Any]) -> Any:
+        try:
+            return decorate(cache=True)(function)
+        except RuntimeError:
+            return decorate()(function)
+
+    return compile
+
+
+_compile = _cached(njit)
+_c_compile = _cached(partial(cfunc, types.void(types.CPointer(types.voidptr))))
 
 
 def forward(positions: Tensor, table: Tensor, scalings: Tensor) -> Tensor:
     """Features of points [points, levels · features]; parts are points."""
     levels, features = len(scalings), table.shape[1]
     output = torch.empty(len(positions), levels, features)
-    arrays = positions.numpy(), scalings.numpy(), _by_level(table, levels), output.numpy()
-    _share(_forward, [(*arrays, *part, (0,) * features) for part in _parts(len(positions))])
+    _share(_forward_parts((0,) * features), _parts(positions), positions, scalings, _plain(table), output)
     return output.flatten(1)
 
 
 def table_gradient(positions: Tensor, scalings: Tensor, gradient: Tensor, entries: int) -> Tensor:
     """Gradient by the table [entries, features], float32; parts are levels."""
     levels = len(scalings)
-    features = gradient.shape[1] // levels
-    total = torch.zeros(entries, features)
-    arrays = positions.numpy(), scalings.numpy(), gradient.view(-1, levels, features).numpy(), _by_level(total, levels)
-    _share(_table_gradient, [(*arrays, level, (0,) * features) for level in range(levels)])
+    total = torch.zeros(entries, gradient.shape[1] // levels)
+    _share(_table_gradient_parts((0,) * total.shape[1]), levels, positions, scalings, total, gradient)
     return total
 
 
 def position_gradient(positions: Tensor, table: Tensor, scalings: Tensor, gradient: Tensor) -> Tensor:
     """Gradient by the positions [points, 3]; parts are points."""
-    levels, features = len(scalings), table.shape[1]
     total = torch.zeros_like(positions)
-    arrays = positions.numpy(), scalings.numpy(), _by_level(table, levels), gradient.view(-1, levels, features).numpy()
-    parts = _parts(len(positions))
-    _share(_position_gradient, [(*arrays, total.numpy(), *part, (0,) * features) for part in parts])
+    kernel = _position_gradient_parts((0,) * table.shape[1])
+    _share(kernel, _parts(positions), positions, scalings, _plain(table), gradient, total)
     return total
 
 
 def compiled() -> int:
     """How many kernels this process has compiled itself, not read from disk."""
-    kernels = _forward, _table_gradient, _position_gradient
-    return sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels)
+    return sum(kernel.fresh for kernel in _made)
 
 
-def _by_level(table: Tensor, levels: int) -> np.ndarray:
-    return table.detach().float().view(levels, -1, table.shape[1]).numpy()
+def _plain(table: Tensor) -> Tensor:
+    return table.detach().float()
 
 
-def _parts(points: int) -> list[tuple[int, int]]:
-    return [(start, min(start + _PART, points)) for start in range(0, points, _PART)]
+def _parts(positions: Tensor) -> int:
+    return -(-len(positions) // _PART)
 
 
-def _share(kernel: Callable[..., None], parts: Iterable[tuple[Any, ...]]) -> None:
-    """Call the kernel with every part, on as many threads as torch uses; the calling thread is one of them.
+def _share(kernel: Any, parts: int, positions: Tensor, scalings: Tensor, table: Tensor, *others: Tensor) -> None:
+    """Call the kernel on as many threads as torch uses; each takes parts until none are left."""
+    levels = len(scalings)
+    counts = torch.tensor([0, parts, len(positions), levels, len(table) // levels])
+    arrays = counts, positions, scalings, table, *others
+    addresses = torch.tensor([array.data_ptr() for array in arrays])
+    workers, team = min(torch.get_num_threads(), parts), _torchs_team()
+    if workers <= 1:
+        kernel.call(addresses.data_ptr())
+    elif team is not None and os.getpid() == _PARENT:
+        team(kernel.address, addresses.data_ptr(), workers, 0)
+    else:
+        _on_own_threads(partial(kernel.call, addresses.data_ptr()), workers)
+
+
+@cache
+def _torchs_team() -> Callable[..., Any] | None:
+    """Return what calls a C function on all threads of the OpenMP library that torch has loaded; None without one."""
+    team: Any = c_function("GOMP_parallel")
+    if team is not None:
+        team.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+        team.restype = None
+    return team
+
+
+def _on_own_threads(work: Callable[[], Any], workers: int) -> None:
+    """Call what takes parts on threads of this process; the calling one is one of them.
 
     Helpers that have not begun when the work is done are called off, so a call never waits for another call's work.
     """
-    queue = deque(parts)
-
-    def work() -> None:
-        while True:
-            try:
-                part = queue.popleft()
-            except IndexError:
-                return
-            kernel(*part)
-
     helpers = []
     try:
-        for _ in range(min(torch.get_num_threads(), len(queue)) - 1):
+        for _ in range(workers - 1):
             helpers.append(_threads(os.getpid()).submit(work))
     except RuntimeError:
         pass  # the interpreter is shutting down and starts no threads any more: a viewer's last frame
@@ -125,6 +151,92 @@ def _share(kernel: Callable[..., None], parts: Iterable[tuple[Any, ...]]) -> Non
 def _threads(process: int) -> ThreadPoolExecutor:
     """Threads are a process's own: a forked child has none of its parent's, hence the argument."""
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hash-grid")
+
+
+class _Kernel:
+    """A compiled kernel: a C function of the addresses that `_share` lists."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        compiled = _c_compile(function)
+        self.owner = compiled  # of the machine code
+        self.fresh = compiled.cache_hits == 0
+        self.address: int = compiled.address
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+        _made.append(self)
+
+
+@cast(Any, intrinsic)
+def _next(_, counter):
+    """Return the number at an address, and add one to it: each thread gets another number."""
+
+    def code(__, builder, ___, arguments):
+        number = ir.IntType(64)
+        address = builder.bitcast(arguments[0], number.as_pointer())
+        return builder.atomic_rmw("add", address, ir.Constant(number, 1), "monotonic")
+
+    return types.int64(types.voidptr), code
+
+
+@_compile
+def _counts(addresses):
+    """Parts, points, levels, entries of a level."""
+    counts = carray(addresses[0], 5, np.int64)
+    return counts[1], counts[2], counts[3], counts[4]
+
+
+@_compile
+def _floats(address, shape):
+    return carray(address, shape, np.float32)
+
+
+@cache
+def _forward_parts(lanes: tuple[int, ...]) -> _Kernel:
+    def kernel(addresses):
+        parts, points, levels, size = _counts(addresses)
+        positions, scalings = _floats(addresses[1], (points, 3)), _floats(addresses[2], (levels,))
+        table = _floats(addresses[3], (levels, size, len(lanes)))
+        output = _floats(addresses[4], (points, levels, len(lanes)))
+        part = _next(addresses[0])
+        while part < parts:
+            start = part * _PART
+            _forward(positions, scalings, table, output, start, min(start + _PART, points), lanes)
+            part = _next(addresses[0])
+
+    return _Kernel(kernel)
+
+
+@cache
+def _table_gradient_parts(lanes: tuple[int, ...]) -> _Kernel:
+    def kernel(addresses):
+        parts, points, levels, size = _counts(addresses)
+        positions, scalings = _floats(addresses[1], (points, 3)), _floats(addresses[2], (levels,))
+        total = _floats(addresses[3], (levels, size, len(lanes)))
+        gradient = _floats(addresses[4], (points, levels, len(lanes)))
+        part = _next(addresses[0])
+        while part < parts:
+            # Fine levels, whose tables are read all over, first: who ends last ends with a quick one.
+            _table_gradient(positions, scalings, gradient, total, levels - 1 - part, lanes)
+            part = _next(addresses[0])
+
+    return _Kernel(kernel)
+
+
+@cache
+def _position_gradient_parts(lanes: tuple[int, ...]) -> _Kernel:
+    def kernel(addresses):
+        parts, points, levels, size = _counts(addresses)
+        positions, scalings = _floats(addresses[1], (points, 3)), _floats(addresses[2], (levels,))
+        table = _floats(addresses[3], (levels, size, len(lanes)))
+        gradient = _floats(addresses[4], (points, levels, len(lanes)))
+        total = _floats(addresses[5], (points, 3))
+        part = _next(addresses[0])
+        while part < parts:
+            start = part * _PART
+            stop = min(start + _PART, points)
+            _position_gradient(positions, scalings, table, gradient, total, start, stop, lanes)
+            part = _next(addresses[0])
+
+    return _Kernel(kernel)
 
 
 @_compile
