@@ -26,6 +26,7 @@ from jacobinerf_ns.compat.nerfacto import (
     density_at,
     implementation_named,
     proposal_loss_left_out,
+    use_products,
     write_over_inputs,
 )
 from jacobinerf_ns.core import jacobian
@@ -133,6 +134,7 @@ class JacobiNeRFModel(NerfactoModel):
         self.renderer_depth, self.renderer_expected_depth = SurfaceDepthRenderer(), ViewDepthRenderer("expected")
         self.density_fns = [partial(density_at, function.__self__) for function in self.density_fns]
         write_over_inputs(self)
+        use_products(self)
         self._check_shaped_layers()
         if chosen == "jit":
             self._compile_hash_grids()

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from jacobinerf_ns.core.gpu import compiled_on_gpu, tf32_products
 from jacobinerf_ns.core.jacobian import NORM_EPS
+from jacobinerf_ns.core.products import product
 
 PairRule = Literal["soft", "threshold"]
 
@@ -35,8 +36,6 @@ THRESHOLD_STEP = 0.001
 THRESHOLD_RANGE = (0.5, 0.9)
 WHOLE_BATCH = 0
 """Number of anchors that stands for all rays of a batch."""
-ROWS_AT_ONCE = 256
-"""Rows of a symmetric product that a CPU makes at a time: narrow enough to skip a third of it, wide enough for BLAS."""
 POSITIVE_SHARE = (0.05, 0.15)
 """The release: the threshold moves by a step per anchor to keep 5 to 15 % of the rays positive, within its range."""
 
@@ -134,7 +133,7 @@ class _Cosines(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         unit = vectors / norms.clamp_min(NORM_EPS)
-        cosines = _self_product(unit)
+        cosines = product(unit, unit)
         ctx.save_for_backward(unit, norms, cosines)
         return cosines
 
@@ -143,7 +142,7 @@ class _Cosines(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         unit, norms, cosines = ctx.saved_tensors
         both_ways, radial = _both_ways(gradients[0], cosines, norms)
-        return (both_ways @ unit - radial * unit) / norms.clamp_min(NORM_EPS)
+        return (product(both_ways, unit.T) - radial * unit) / norms.clamp_min(NORM_EPS)
 
 
 @compiled_on_gpu
@@ -152,19 +151,6 @@ def _both_ways(gradient: Tensor, cosines: Tensor, norms: Tensor) -> tuple[Tensor
     both_ways = gradient.T.contiguous().add_(gradient)
     # Below NORM_EPS the divisor is a constant, and so has no gradient of its own.
     return both_ways, (both_ways * cosines).sum(dim=-1, keepdim=True) * (norms > NORM_EPS)
-
-
-def _self_product(rows: Float[Tensor, "anchors dims"]) -> Float[Tensor, "anchors anchors"]:
-    """rows·rowsᵀ; on a CPU in blocks of rows up to the diagonal, and the rest as their mirror image."""
-    if rows.device.type != "cpu":
-        return rows @ rows.T
-    product = rows.new_empty(len(rows), len(rows))
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        stop = start + ROWS_AT_ONCE
-        block = rows[start:stop] @ rows[:stop].T
-        product[start:stop, :stop] = block
-        product[:start, start:stop] = block[:, :start].T
-    return product
 
 
 def threshold_pairs(

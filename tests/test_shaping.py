@@ -170,13 +170,13 @@ def random_batch(count: int, dims: int, dtype: torch.dtype = torch.float32) -> t
     return (torch.rand(count, dims, generator=generator) - 0.2).to(dtype), features.to(dtype)
 
 
-@pytest.mark.parametrize("count", [40, S.ROWS_AT_ONCE, 2 * S.ROWS_AT_ONCE + 17])
+@pytest.mark.parametrize("count", [40, 1030])  # the second is enough for oneDNN to be asked
 def test_losses_and_gradients_are_those_of_the_plain_formula(count: int):
     jacobians, features = random_batch(count, 12)
     leaf, config = jacobians.requires_grad_(), S.ShapingConfig()
     terms, _ = S.shaping_terms(leaf, features, torch.tensor(0.8), config)
     for found, expected in zip((terms.mig, terms.norm), plain_terms(leaf, features, config), strict=True):
-        assert abs(float((found - expected).detach())) <= 1e-6
+        assert abs(float((found - expected).detach())) <= 1e-6 * max(1.0, float(expected))
         gradient, exact = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (found, expected))
         assert float((gradient - exact).norm() / exact.norm()) <= 1e-5
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jacobinerf_ns.compat.contraction import CubeContraction
 from jacobinerf_ns.compat.lpips import LazyLpips
+from jacobinerf_ns.core.products import linear
 
 
 @contextmanager
@@ -72,6 +73,21 @@ class Places:
 def density_at(network: Field, points: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs 1"]:
     """Density that a proposal network finds at points; nerfstudio's `density_fn` first makes rays of no length."""
     return network.get_density(Places(points))[0]  # pyright: ignore[reportArgumentType]
+
+
+class Linear(nn.Linear):
+    """A linear layer that `core.products` calculates."""
+
+    def forward(self, input: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+        """x Wᵀ + b."""
+        return linear(input, self.weight, self.bias)
+
+
+def use_products(module: nn.Module) -> None:
+    """Let linear layers change their class and stay themselves: parameters, checkpoints, whoever holds them."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
 
 
 def write_over_inputs(module: nn.Module) -> None:
