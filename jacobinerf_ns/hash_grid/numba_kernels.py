@@ -42,8 +42,8 @@ _ONE = np.float32(1)
 _PRIME_Y, _PRIME_Z = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
 _BLOCK = 512
 """Points that pass through all levels together: their outputs stay in the L1 cache, one level's table in the L2."""
-_PART = 4 * _BLOCK
-"""Points in one part of the work; much smaller ones are not worth waking a thread for."""
+_PART = 2 * _BLOCK
+"""Points in one part of the work: the entity branch is asked at two thousand, and two threads should share them."""
 _PARENT = os.getpid()
 _made: list[Any] = []
 """Kernels that were asked for, one of each kind and number of features."""
@@ -111,13 +111,14 @@ def _share(kernel: Any, parts: int, positions: Tensor, scalings: Tensor, table: 
     counts = torch.tensor([0, parts, len(positions), levels, len(table) // levels])
     arrays = counts, positions, scalings, table, *others
     addresses = torch.tensor([array.data_ptr() for array in arrays])
-    workers, team = min(torch.get_num_threads(), parts), _torchs_team()
-    if workers <= 1:
+    threads, team = torch.get_num_threads(), _torchs_team()
+    if min(threads, parts) <= 1:
         kernel.call(addresses.data_ptr())
     elif team is not None and os.getpid() == _PARENT:
-        team(kernel.address, addresses.data_ptr(), workers, 0)
+        # All of it, whatever there is to do: a team that shrinks ends threads, which torch would start again.
+        team(kernel.address, addresses.data_ptr(), threads, 0)
     else:
-        _on_own_threads(partial(kernel.call, addresses.data_ptr()), workers)
+        _on_own_threads(partial(kernel.call, addresses.data_ptr()), min(threads, parts))
 
 
 @cache
