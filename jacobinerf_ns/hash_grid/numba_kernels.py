@@ -71,7 +71,7 @@ _c_compile = _cached(partial(cfunc, types.void(types.CPointer(types.voidptr))))
 def forward(positions: Tensor, table: Tensor, scalings: Tensor) -> Tensor:
     """Features of points [points, levels · features]; parts are points."""
     levels, features = len(scalings), table.shape[1]
-    output = torch.empty(len(positions), levels, features)
+    output = positions.new_empty(len(positions), levels, features)
     _share(_forward_parts((0,) * features), _parts(positions), positions, scalings, _plain(table), output)
     return output.flatten(1)
 
@@ -79,7 +79,7 @@ def forward(positions: Tensor, table: Tensor, scalings: Tensor) -> Tensor:
 def table_gradient(positions: Tensor, scalings: Tensor, gradient: Tensor, entries: int) -> Tensor:
     """Gradient by the table [entries, features], float32; parts are levels."""
     levels = len(scalings)
-    total = torch.zeros(entries, gradient.shape[1] // levels)
+    total = gradient.new_zeros(entries, gradient.shape[1] // levels)
     _share(_table_gradient_parts((0,) * total.shape[1]), levels, positions, scalings, total, gradient)
     return total
 
@@ -108,9 +108,9 @@ def _parts(positions: Tensor) -> int:
 def _share(kernel: Any, parts: int, positions: Tensor, scalings: Tensor, table: Tensor, *others: Tensor) -> None:
     """Call the kernel on as many threads as torch uses; each takes parts until none are left."""
     levels = len(scalings)
-    counts = torch.tensor([0, parts, len(positions), levels, len(table) // levels])
+    counts = torch.tensor([0, parts, len(positions), levels, len(table) // levels], device=positions.device)
     arrays = counts, positions, scalings, table, *others
-    addresses = torch.tensor([array.data_ptr() for array in arrays])
+    addresses = torch.tensor([array.data_ptr() for array in arrays], device=positions.device)
     threads, team = torch.get_num_threads(), _torchs_team()
     if min(threads, parts) <= 1:
         kernel.call(addresses.data_ptr())
